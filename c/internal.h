@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * internal.h - what the library's own files share.  Nothing here is
+ * visible outside (-fvisibility=hidden).  Who owns what:
+ *
+ *   io.c      system calls, trace and fault seams
+ *   engine.c  init, CPU choice, ISA-L
+ *   crc32c.c codec.c zfile.c pipeline.c
+ *   index.c lookup.c merge.c map.c
+ *   source.c upper.c view.c device.c request.c miss.c
+ *   plane.c   epoll workers         nbd.c  negotiation and transmission
+ */
+#ifndef OBD_INTERNAL_H
+#define OBD_INTERNAL_H
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "overlaybd.h"
+
+#define OBD_HIDDEN __attribute__((visibility("hidden")))
+#define obd_likely(x) __builtin_expect(!!(x), 1)
+#define obd_unlikely(x) __builtin_expect(!!(x), 0)
+
+/* ---- little-endian loads and stores (outside bytes are copied out) -- */
+static inline uint32_t obd_le32(const void *p)
+{
+	uint32_t v;
+	memcpy(&v, p, sizeof(v));
+	return v;
+}
+
+static inline uint64_t obd_le64(const void *p)
+{
+	uint64_t v;
+	memcpy(&v, p, sizeof(v));
+	return v;
+}
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "big-endian machines need byte swaps here"
+#endif
+
+/* ---- records (spec lsmt 3) ----------------------------------------- */
+struct obd_record {
+	uint64_t w0, w1;
+};
+
+#define OBD_LBA_MASK ((1ull << 50) - 1)
+#define OBD_AT_MASK ((1ull << 55) - 1)
+
+static inline uint64_t rec_lba(struct obd_record r)
+{
+	return r.w0 & OBD_LBA_MASK;
+}
+
+static inline uint64_t rec_sectors(struct obd_record r)
+{
+	return r.w0 >> 50;
+}
+
+static inline uint64_t rec_end(struct obd_record r)
+{
+	return rec_lba(r) + rec_sectors(r);
+}
+
+static inline uint64_t rec_at(struct obd_record r)
+{
+	return r.w1 & OBD_AT_MASK;
+}
+
+static inline bool rec_zeroed(struct obd_record r)
+{
+	return (r.w1 >> 55) & 1;
+}
+
+static inline uint32_t rec_tag(struct obd_record r)
+{
+	return (uint32_t)(r.w1 >> 56);
+}
+
+static inline struct obd_record rec_make(uint64_t lba, uint64_t sectors,
+					 uint64_t at, bool zeroed,
+					 uint32_t tag)
+{
+	return (struct obd_record){
+		lba | sectors << 50,
+		at | (uint64_t)zeroed << 55 | (uint64_t)tag << 56,
+	};
+}
+
+/* Keeps [from, to) of r, which must lie inside it.  A cut data record
+ * moves its mapped sector, a cut zeroed one does not (spec lsmt 8). */
+static inline struct obd_record rec_cut(struct obd_record r, uint64_t from,
+					uint64_t to)
+{
+	uint64_t at = rec_at(r);
+
+	if (!rec_zeroed(r))
+		at += from - rec_lba(r);
+	return rec_make(from, to - from, at, rec_zeroed(r), rec_tag(r));
+}
+
+/* ---- CPU choice (engine.c) ----------------------------------------- */
+enum obd_cpu { OBD_CPU_SCALAR, OBD_CPU_SSE42, OBD_CPU_AVX2, OBD_CPU_AVX512,
+	       OBD_CPU_ISAL };
+/* The best level that the machine has and OVERLAYBD_CPU allows. Valid also
+ * before obd_engine_init(). */
+OBD_HIDDEN enum obd_cpu obd_cpu_level(void);
+
+/* ---- io.c: internal forms ------------------------------------------ */
+/* One attempt without blocking (RWF_NOWAIT): bytes read, which may be
+ * short, -EAGAIN when the page cache lacks them, -EOPNOTSUPP where the file
+ * system cannot tell. */
+OBD_HIDDEN int64_t obd_io_pread_nowait(int fd, void *buf, uint64_t n,
+				       uint64_t at);
+OBD_HIDDEN int64_t obd_io_preadv(int fd, const struct iovec *iov, int cnt,
+				 uint64_t at);
+OBD_HIDDEN int64_t obd_io_pwritev(int fd, const struct iovec *iov, int cnt,
+				  uint64_t at);
+OBD_HIDDEN void obd_io_init_from_env(void);
+
+/* ---- codec.c ------------------------------------------------------- */
+/* One table entry a codec.  A context belongs to one thread at a time.
+ * batch is the slot for hardware (QAT): it may compress several blocks at
+ * once and falls back by returning -ENOTSUP. */
+struct obd_codec {
+	const char *name;
+	uint32_t algo;
+	void *(*context)(void);          /* NULL: out of memory */
+	void (*context_free)(void *ctx);
+	/* bytes written, or -errno; cap is at least bound(n) */
+	int64_t (*compress)(void *ctx, const void *src, uint32_t n,
+			    void *dst, uint32_t cap);
+	/* bytes written (at most cap), or -EUCLEAN */
+	int64_t (*decompress)(void *ctx, const void *src, uint32_t n,
+			      void *dst, uint32_t cap);
+	uint32_t (*bound)(uint32_t n);
+	int (*batch)(const void *const *src, const uint32_t *n,
+		     void *const *dst, uint32_t *cap, uint32_t count);
+};
+/* NULL for an unknown algo. */
+OBD_HIDDEN const struct obd_codec *obd_codec_find(uint32_t algo);
+/* Hardware slots: a DSA-like crc engine and a QAT-like batch compressor;
+ * NULL takes them out.  Tests drive them with fakes. */
+OBD_HIDDEN void obd_crc_set_engine(int (*crc)(uint32_t start, const void *buf,
+					      uint64_t n, uint32_t *out));
+OBD_HIDDEN void obd_codec_set_batch(uint32_t algo,
+				    int (*batch)(const void *const *,
+						 const uint32_t *,
+						 void *const *, uint32_t *,
+						 uint32_t));
+/* The calling thread's context and scratch (>= 2 x (64 KiB + 4096)), made
+ * on first use, freed with the thread: no allocation per block. */
+OBD_HIDDEN void *obd_codec_thread_context(const struct obd_codec *codec);
+OBD_HIDDEN uint8_t *obd_thread_scratch(uint64_t *size);
+
+/* ---- index.c / lookup.c / map.c ------------------------------------ */
+OBD_HIDDEN struct obd_index *obd_index_ref(struct obd_index *index);
+OBD_HIDDEN const struct obd_record *obd_index_array(struct obd_index *index);
+/* As obd_index_lookup() on typed records; the hot path. */
+OBD_HIDDEN uint32_t obd_index_find(const struct obd_index *index,
+				   uint64_t lba, uint64_t sectors,
+				   struct obd_record *out, uint32_t max);
+
+/* The writable map: newest wins, older records are cut or dropped.  Not
+ * locked: the upper's lock guards it.  At most ~24 bytes a segment. */
+struct obd_map;
+OBD_HIDDEN struct obd_map *obd_map_new(void);
+OBD_HIDDEN void obd_map_free(struct obd_map *map);
+/* -ENOMEM or -E2BIG (OBD_MAX_RW_RECORDS); the map is then unchanged. */
+OBD_HIDDEN int obd_map_insert(struct obd_map *map, struct obd_record rec);
+/* Forgets a range: it reads as if never written. */
+OBD_HIDDEN int obd_map_remove(struct obd_map *map, uint64_t lba,
+			      uint64_t sectors);
+OBD_HIDDEN uint32_t obd_map_find(const struct obd_map *map, uint64_t lba,
+				 uint64_t sectors, struct obd_record *out,
+				 uint32_t max);
+OBD_HIDDEN uint64_t obd_map_count(const struct obd_map *map);
+/* All records in order, to an array of obd_map_count() entries. */
+OBD_HIDDEN void obd_map_dump(const struct obd_map *map,
+			     struct obd_record *out);
+/* Takes over a malloc()ed array that is sorted, disjoint and checked. */
+OBD_HIDDEN int obd_index_adopt(struct obd_record *records, uint64_t count,
+			       struct obd_index **out);
+
+/* ---- source.c ------------------------------------------------------ */
+OBD_HIDDEN struct obd_source *obd_source_ref(struct obd_source *src);
+/* How hard a read may try. */
+enum obd_try {
+	OBD_TRY_NOWAIT, /* page cache only: -EAGAIN means "use a helper" */
+	OBD_TRY_BLOCK,
+};
+/* Exactly n bytes or an error.  -ENODATA: a unit is absent (ask
+ * obd_source_want()); *corrupt_at is set with -EUCLEAN. No allocation. */
+OBD_HIDDEN int obd_source_read(struct obd_source *src, void *buf, uint64_t n,
+			       uint64_t at, enum obd_try how);
+/* Stored range -> units of the cache source below, if any. */
+struct obd_request;
+/* Queues every absent unit under [at, at + n) for req (once each) and
+ * returns how many it now waits for; 0: all present. */
+OBD_HIDDEN uint32_t obd_source_want(struct obd_source *src, uint64_t at,
+				    uint64_t n, struct obd_request *req);
+OBD_HIDDEN bool obd_source_is_local(const struct obd_source *src);
+
+/* ---- request.c / device.c ------------------------------------------ */
+enum obd_op { OBD_READ, OBD_WRITE, OBD_DISCARD, OBD_ZERO, OBD_FLUSH };
+#define OBD_REQ_FUA 1u
+
+/* One transport request.  The transport owns the memory and the data area
+ * and keeps both until the request has ended.  It runs on the submitting
+ * thread as far as it can without blocking; what would block goes to a
+ * helper thread or waits for a miss.
+ *
+ * obd_request_submit() returns true when the request ended inline: err is
+ * set and done was not and will not be called.  Otherwise done is called
+ * once, later, on any thread. */
+struct obd_request {
+	struct obd_device *dev;
+	void (*done)(struct obd_request *req);
+	void *owner;              /* the transport's */
+	uint64_t offset;          /* bytes, multiple of 512 */
+	uint32_t length;          /* bytes, multiple of 512 */
+	uint16_t op;              /* enum obd_op */
+	uint16_t flags;           /* OBD_REQ_* */
+	struct iovec *iov;        /* data area of READ and WRITE */
+	uint32_t iov_count;
+	int32_t err;              /* 0 or -errno once ended */
+
+	/* request.c's own, below */
+	struct obd_view *view;
+	struct obd_request *next;
+	struct obd_request *dev_prev, *dev_next;
+	uint64_t deadline_ms;
+	_Atomic uint32_t waiting; /* misses not answered yet, +1 while set up */
+	_Atomic int32_t miss_err;
+	uint32_t tries;
+	uint32_t state;
+};
+OBD_HIDDEN bool obd_request_submit(struct obd_request *req);
+OBD_HIDDEN struct obd_device *obd_device_ref(struct obd_device *dev);
+OBD_HIDDEN uint64_t obd_device_size(struct obd_device *dev);
+OBD_HIDDEN uint32_t obd_device_flags(struct obd_device *dev);
+
+/* ---- plane.c: epoll workers ---------------------------------------- */
+/* A watch calls fn(watch, events) on one worker, never two at once. */
+struct obd_watch {
+	void (*fn)(struct obd_watch *watch, uint32_t events);
+	int fd;
+	uint32_t worker;
+};
+OBD_HIDDEN int obd_plane_add(struct obd_watch *watch, uint32_t events);
+OBD_HIDDEN int obd_plane_change(struct obd_watch *watch, uint32_t events);
+/* After return fn runs no more (call it on the watch's worker, or else it
+ * waits for it). */
+OBD_HIDDEN int obd_plane_remove(struct obd_watch *watch);
+/* Runs fn(arg) on a helper thread that may block. 0 or -errno. */
+struct obd_task {
+	void (*fn)(struct obd_task *task);
+	struct obd_task *next;
+};
+OBD_HIDDEN int obd_plane_offload(struct obd_task *task);
+OBD_HIDDEN void obd_plane_stop(void);
+OBD_HIDDEN uint64_t obd_now_ms(void); /* CLOCK_MONOTONIC */
+
+#endif

@@ -1,0 +1,479 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * overlaybd.h - everything the C library shows; ffi/symbols.ts mirrors this
+ * file and nothing else, and a test compares the two.
+ *
+ * TypeScript decides, C moves bytes.  The library opens nothing on its own,
+ * reads no configuration, logs nothing and retries nothing: it is handed
+ * file descriptors and buffers.  It keeps no global state but the engine
+ * (worker threads, the miss queue, the chosen CPU code paths).
+ *
+ * Conventions
+ *  - int32_t results: 0 or a positive count on success, -errno on failure.
+ *    int64_t results the same, for sizes.
+ *  - Sizes and offsets are bytes unless a name says sectors (512 bytes).
+ *  - "struct obd_x **out" receives a new reference; obd_x_unref() drops it.
+ *    NULL is accepted by every unref.
+ *  - A function that takes an fd takes it over once it succeeded (it is
+ *    closed with the object); after a failure it is still the caller's.
+ *  - Every function may be called from any thread.  "Blocks" in a comment
+ *    means it does disk I/O and is not for the JavaScript thread when the
+ *    work is long.
+ *  - Structs below have fixed layouts without implicit padding, little
+ *    endian, checked by static assertions in c/abi.c.
+ */
+#ifndef OVERLAYBD_H
+#define OVERLAYBD_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define OBD_API __attribute__((visibility("default")))
+
+#define OBD_ABI 1          /* bumped with every incompatible change */
+#define OBD_SECTOR 512u
+#define OBD_MAX_LOWERS 255u
+#define OBD_MAX_RO_RECORDS 1000000u   /* padding included (spec lsmt 8) */
+#define OBD_MAX_RW_RECORDS 128000000u
+#define OBD_MAX_LENGTH 16383u         /* sectors in one record: 14 bits */
+#define OBD_INVALID_LBA ((1ull << 50) - 1)
+
+struct obd_source;   /* where a layer's bytes are read from */
+struct obd_index;    /* immutable sorted records, with a look-up tree */
+struct obd_view;     /* immutable stack: merged index + its sources */
+struct obd_upper;    /* the writable layer: map + data file (+ index file) */
+struct obd_device;   /* a view and an optional upper, as one disk */
+struct obd_plan;     /* a layer about to be written by compaction */
+struct obd_nbd;      /* an NBD server on one listening socket */
+
+/* ---- engine -------------------------------------------------------- */
+
+/* Returns OBD_ABI of the loaded library. */
+OBD_API int32_t obd_abi(void);
+
+/* Prepares the library: picks CPU code paths and loads ISA-L from
+ * isal_path when that is not NULL and the file loads (its absence is no
+ * error: the SSE4.2 code serves).  The environment variable OVERLAYBD_CPU
+ * (scalar, sse42, avx2, avx512, isal) caps the choice, for tests.
+ * Idempotent: a second call changes nothing.  Threads start on first use. */
+OBD_API int32_t obd_engine_init(const char *isal_path);
+
+/* Stops the plane's threads after every device and server is closed.
+ * -EBUSY while one is open. */
+OBD_API int32_t obd_engine_stop(void);
+
+/* The code paths in use, "crc=isal lookup=avx512"; a static string. */
+OBD_API const char *obd_engine_describe(void);
+
+/* ---- system calls that Deno does not offer ------------------------- */
+/* All of them, and all of the library's own file I/O, go through the one
+ * table in c/io.c, where tests record the order of writes and syncs and
+ * inject failures. */
+
+#define OBD_IO_OPEN 0
+#define OBD_IO_PREAD 1
+#define OBD_IO_PWRITE 2
+#define OBD_IO_SYNC 3        /* fsync and fdatasync */
+#define OBD_IO_TRUNCATE 4
+#define OBD_IO_ALLOCATE 5    /* fallocate in every mode */
+#define OBD_IO_LINK 6
+#define OBD_IO_RENAME 7
+#define OBD_IO_UNLINK 8
+
+/* open(2) with O_CLOEXEC; flags as the kernel's. Returns the descriptor. */
+OBD_API int32_t obd_io_open(const char *path, int32_t flags, uint32_t mode);
+OBD_API int32_t obd_io_close(int32_t fd);
+/* Full transfers: short only at end of file.  Return bytes moved. */
+OBD_API int64_t obd_io_pread(int32_t fd, void *buf, uint64_t n, uint64_t at);
+OBD_API int64_t obd_io_pwrite(int32_t fd, const void *buf, uint64_t n,
+			      uint64_t at);
+/* write(2) until all is written: for pipes and devices. */
+OBD_API int64_t obd_io_write(int32_t fd, const void *buf, uint64_t n);
+/* data_only: fdatasync, else fsync. Blocks. */
+OBD_API int32_t obd_io_sync(int32_t fd, int32_t data_only);
+OBD_API int32_t obd_io_truncate(int32_t fd, uint64_t size);
+/* fallocate(2), mode as the kernel's FALLOC_FL_*. */
+OBD_API int32_t obd_io_allocate(int32_t fd, int32_t mode, uint64_t at,
+				uint64_t n);
+/* lseek(2): whence 3 is SEEK_DATA, 4 SEEK_HOLE. -ENXIO past the last. */
+OBD_API int64_t obd_io_seek(int32_t fd, uint64_t at, int32_t whence);
+/* Size in bytes of a regular file or a block device. */
+OBD_API int64_t obd_io_size(int32_t fd);
+/* flock(2): operation as the kernel's LOCK_*; -EWOULDBLOCK when held. */
+OBD_API int32_t obd_io_flock(int32_t fd, int32_t operation);
+/* Gives an O_TMPFILE descriptor a name; never replaces (-EEXIST). */
+OBD_API int32_t obd_io_link(int32_t fd, const char *path);
+OBD_API int32_t obd_io_rename(const char *from, const char *to);
+OBD_API int32_t obd_io_unlink(const char *path);
+/* Opens a listening stream socket: "unix:/path" or "tcp:host:port" (host
+ * an IPv4 or bracketed IPv6 literal, port 0 picks one). */
+OBD_API int32_t obd_io_listen(const char *address, int32_t backlog);
+/* The port a "tcp:" socket is bound to, 0 for others. */
+OBD_API int32_t obd_io_port(int32_t fd);
+
+/* Test seams; also reachable through OVERLAYBD_IO_TRACE (a path) and
+ * OVERLAYBD_IO_FAULT ("op:nth:errno[:count]", op by the names above in
+ * lower case), read once by obd_engine_init().
+ * Trace: one text line per completed operation, "seq op inode off len
+ * result\n", and for pwrite also the bytes in a second file PATH.data. */
+OBD_API int32_t obd_io_trace(const char *path);
+/* The nth next call of op (1 = the next) and count-1 after it fail with
+ * error; count 0 clears. */
+OBD_API int32_t obd_io_fault(int32_t op, uint32_t nth, int32_t error,
+			     uint32_t count);
+
+/* ---- checksums and codecs ------------------------------------------ */
+
+/* CRC-32C register without the usual inversions (spec zfile 5). */
+OBD_API uint32_t obd_crc32c(uint32_t start, const void *buf, uint64_t n);
+
+#define OBD_ALGO_LZ4 1
+#define OBD_ALGO_ZSTD 2
+
+/* ---- source -------------------------------------------------------- */
+
+/* Bytes [base, base + size) of an open file, seen as [0, size). */
+OBD_API int32_t obd_source_file(int32_t fd, uint64_t base, uint64_t size,
+				struct obd_source **out);
+
+/* A remote blob of size bytes, kept in fd, a sparse file.  Nothing of it
+ * is present until obd_source_fill() says so; unit is the fetch granule, a
+ * power of two >= 4096.  id is reported in every miss. */
+OBD_API int32_t obd_source_cache(int32_t fd, uint64_t size, uint32_t unit,
+				 uint64_t id, struct obd_source **out);
+
+/* What ZFile's header or trailer says, checked by the caller (TypeScript)
+ * except for what the fields below are bound to. 48 bytes. */
+struct obd_zfile_info {
+	uint64_t index_offset;   /* 0: of the jump table, in inner's bytes */
+	uint64_t blocks;         /* 8: entries in the jump table */
+	uint64_t original_size;  /* 16 */
+	uint32_t block_size;     /* 24: power of two, 1..65536 */
+	uint32_t algo;           /* 28: OBD_ALGO_* */
+	uint32_t verify;         /* 32: 1 = a crc behind every block */
+	uint32_t index_crc;      /* 36: checked when check_index_crc */
+	uint32_t check_index_crc;/* 40 */
+	uint32_t dict_size;      /* 44: bytes skipped behind the header */
+};
+
+/* Decompressing view of inner (a reference is taken).  Reads, checks and
+ * keeps the jump table; the range of the table must be present.  Blocks.
+ * -EINVAL: a field out of bounds; -ERANGE: table outside the file;
+ * -EBADMSG: index crc; -EPROTO: an entry too small, or blocks that reach
+ * past index_offset; -EUCLEAN: blocks disagree with original_size. */
+OBD_API int32_t obd_source_zfile(struct obd_source *inner,
+				 const struct obd_zfile_info *info,
+				 struct obd_source **out);
+
+OBD_API void obd_source_unref(struct obd_source *src);
+OBD_API uint64_t obd_source_size(struct obd_source *src);
+
+/* Reads exactly n bytes (fewer only at the end).  Blocks; -EAGAIN when a
+ * unit is not present (nothing is queued), -EUCLEAN for a block that fails
+ * its crc or does not decode to its length, -EIO for any short read. */
+OBD_API int64_t obd_source_pread(struct obd_source *src, void *buf,
+				 uint64_t n, uint64_t at);
+
+/* Stored position of block nr of a ZFile: its offset in the inner source
+ * and stored length, crc included. */
+OBD_API int32_t obd_source_block(struct obd_source *zfile, uint64_t nr,
+				 uint64_t *at, uint32_t *length);
+
+/* Marks units [first, first + count) of a cache source present (error 0:
+ * their bytes are in its file already) or failed (-errno), and wakes what
+ * waits for them.  A failure is not remembered. */
+OBD_API int32_t obd_source_fill(struct obd_source *cache, uint64_t first,
+				uint64_t count, int32_t error);
+/* Forgets units, so that the next read asks again. */
+OBD_API int32_t obd_source_evict(struct obd_source *cache, uint64_t first,
+				 uint64_t count);
+/* Copies the presence bitmap (bit i of byte i/8) out or in. */
+OBD_API int32_t obd_source_bitmap_get(struct obd_source *cache, void *bits,
+				      uint64_t bytes);
+OBD_API int32_t obd_source_bitmap_set(struct obd_source *cache,
+				      const void *bits, uint64_t bytes);
+
+/* ---- index --------------------------------------------------------- */
+/* A record is the 16 on-disk bytes (spec lsmt 3): word 0 = lba | sectors
+ * << 50, word 1 = at | zeroed << 55 | tag << 56.  In a merged index tag is
+ * the position in the view's source table, 0 = topmost. */
+
+/* Why an index was rejected; with it goes the number of the record. */
+#define OBD_BAD_NONE 0
+#define OBD_BAD_ORDER 1      /* ends after the next one begins */
+#define OBD_BAD_LOW 2        /* mapped before sector 8 */
+#define OBD_BAD_HIGH 3       /* mapped at or past the end of the data */
+#define OBD_BAD_COUNT 4      /* too many records */
+#define OBD_BAD_SHORT 5      /* the file ends inside the index */
+#define OBD_BAD_HOLE 6       /* points into a hole of the data file */
+#define OBD_BAD_ADDRESS 7    /* lba + sectors passes 2^50 */
+
+struct obd_bad {             /* 16 bytes */
+	uint64_t record;     /* 0: its number in the file */
+	uint32_t reason;     /* 8: OBD_BAD_* */
+	uint32_t zero;       /* 12 */
+};
+
+/* Loads the index of a committed or sealed layer: count records at byte
+ * `at` of src, data ending at sector end_sector (spec lsmt 8.5-8.7).
+ * Padding records are dropped, tags set to 0.  -EBADMSG with *bad set
+ * when a rule does not hold.  The range must be present.  Blocks. */
+OBD_API int32_t obd_index_load(struct obd_source *src, uint64_t at,
+			       uint64_t count, uint64_t end_sector,
+			       struct obd_bad *bad, struct obd_index **out);
+
+/* From records in memory, sorted and disjoint (else -EINVAL). */
+OBD_API int32_t obd_index_new(const void *records, uint64_t count,
+			      struct obd_index **out);
+
+/* Merges n indexes, topmost first, 1..256: a higher record wins, zeroed
+ * ones included; the result's tag is the position in layers.  -E2BIG over
+ * OBD_MAX_RW_RECORDS. */
+OBD_API int32_t obd_index_merge(struct obd_index *const *layers, uint32_t n,
+				struct obd_index **out);
+
+OBD_API void obd_index_unref(struct obd_index *index);
+OBD_API uint64_t obd_index_count(struct obd_index *index);
+/* Copies up to max records from number first on; returns how many. */
+OBD_API int64_t obd_index_records(struct obd_index *index, uint64_t first,
+				  uint64_t max, void *records);
+/* The pieces of [lba, lba + sectors) that are mapped, cut to that range,
+ * in order.  Returns how many were written, at most max. */
+OBD_API int32_t obd_index_lookup(struct obd_index *index, uint64_t lba,
+				 uint64_t sectors, void *records,
+				 uint32_t max);
+/* For the bench: n look-ups of `sectors` at lbas[]; returns the sum of all
+ * pieces' first mapped sectors, so that nothing is optimised away. */
+OBD_API uint64_t obd_index_lookup_many(struct obd_index *index,
+				       const uint64_t *lbas, uint64_t n,
+				       uint32_t sectors);
+
+/* ---- view ---------------------------------------------------------- */
+
+/* A stack: sources[tag] serves the index's records of that tag.  Takes
+ * references.  n may be 0 (a disk of zeros) with an empty index. */
+OBD_API int32_t obd_view_new(struct obd_index *index,
+			     struct obd_source *const *sources, uint32_t n,
+			     uint64_t virtual_size, struct obd_view **out);
+OBD_API void obd_view_unref(struct obd_view *view);
+
+/* ---- upper --------------------------------------------------------- */
+
+#define OBD_UPPER_LOG 0
+#define OBD_UPPER_SPARSE 1
+#define OBD_UPPER_READONLY 0x100  /* or-ed in: nothing is written, ever */
+
+struct obd_upper_report {        /* 64 bytes; what opening found and did */
+	uint64_t records;        /* 0: records read, padding excluded */
+	uint64_t marks;          /* 8: durable marks (design: durability) */
+	uint64_t cut_record;     /* 16: first record cut, UINT64_MAX: none */
+	uint64_t torn_bytes;     /* 24: 1..15 at the index's end, dropped */
+	uint64_t data_end;       /* 32: bytes, rounded up to a sector */
+	uint64_t trimmed;        /* 40: bytes cut off a torn sparse seal */
+	struct obd_bad bad;      /* 48: set when opening fails or cuts */
+};
+
+/* Opens a writable layer whose headers TypeScript has checked.
+ * LOG: replays index_fd from byte 4096; SPARSE: index_fd is -1 and the map
+ * is rebuilt with SEEK_DATA.  Takes both descriptors over.  Blocks.
+ * -EBADMSG with report->bad when the layer must be rejected. */
+OBD_API int32_t obd_upper_open(int32_t kind, int32_t data_fd,
+			       int32_t index_fd, uint64_t virtual_size,
+			       struct obd_upper_report *report,
+			       struct obd_upper **out);
+OBD_API void obd_upper_unref(struct obd_upper *upper);
+/* Data, then a mark, then the index, on disk.  Blocks. */
+OBD_API int32_t obd_upper_sync(struct obd_upper *upper);
+/* The live map as an index with tag 0, mapped sectors in the data file. */
+OBD_API int32_t obd_upper_snapshot(struct obd_upper *upper,
+				   struct obd_index **out);
+/* The data file as a source, for commit and merge. */
+OBD_API int32_t obd_upper_source(struct obd_upper *upper,
+				 struct obd_source **out);
+
+/* ---- device -------------------------------------------------------- */
+
+#define OBD_DEVICE_READONLY 1u
+
+/* A disk of virtual_size bytes (a multiple of 512).  upper may be NULL.
+ * deadline_ms: how long one request may wait for misses. */
+OBD_API int32_t obd_device_new(struct obd_view *view, struct obd_upper *upper,
+			       uint64_t virtual_size, uint32_t flags,
+			       uint64_t deadline_ms, struct obd_device **out);
+/* Later requests use view; running ones keep theirs. */
+OBD_API int32_t obd_device_swap(struct obd_device *dev,
+				struct obd_view *view);
+/* Ends every waiting request with error (-errno) and refuses new ones. */
+OBD_API int32_t obd_device_close(struct obd_device *dev, int32_t error);
+/* Drops the handle; the device goes when its last request has ended. */
+OBD_API void obd_device_unref(struct obd_device *dev);
+
+/* In-process requests, blocking, the same path as a transport's: offsets
+ * and lengths in multiples of 512 (-EINVAL), inside the disk (-EINVAL;
+ * writes -ENOSPC).  0 on success. */
+OBD_API int32_t obd_device_read(struct obd_device *dev, void *buf,
+				uint64_t n, uint64_t at);
+OBD_API int32_t obd_device_write(struct obd_device *dev, const void *buf,
+				 uint64_t n, uint64_t at);
+OBD_API int32_t obd_device_discard(struct obd_device *dev, uint64_t at,
+				   uint64_t n);
+OBD_API int32_t obd_device_zero(struct obd_device *dev, uint64_t at,
+				uint64_t n);
+OBD_API int32_t obd_device_flush(struct obd_device *dev);
+
+/* Runs of the disk, for block status: up to max, merged, in order from
+ * `at`; each {length, state}.  Returns how many. */
+#define OBD_EXTENT_DATA 0u
+#define OBD_EXTENT_ZERO 1u   /* zeroed by a record */
+#define OBD_EXTENT_HOLE 3u   /* mapped by no layer */
+struct obd_extent {          /* 16 bytes */
+	uint64_t length;     /* 0 */
+	uint32_t state;      /* 8: OBD_EXTENT_* */
+	uint32_t zero;       /* 12 */
+};
+OBD_API int32_t obd_device_extents(struct obd_device *dev, uint64_t at,
+				   uint64_t n, struct obd_extent *out,
+				   uint32_t max);
+
+struct obd_device_stats {    /* 96 bytes, running totals */
+	uint64_t reads, read_bytes, writes, written_bytes;      /* 0..31 */
+	uint64_t discards, discarded_bytes, flushes, errors;    /* 32..63 */
+	uint64_t misses, parked, corrupt, allocations;          /* 64..95 */
+};
+OBD_API int32_t obd_device_stat(struct obd_device *dev,
+				struct obd_device_stats *out);
+
+/* For the bench: n reads of `size` bytes at offsets[], into one buffer,
+ * one thread, the calling one.  Blocks. 0 or the first error. */
+OBD_API int32_t obd_device_read_many(struct obd_device *dev,
+				     const uint64_t *offsets, uint64_t n,
+				     uint32_t size);
+
+/* ---- miss queue ---------------------------------------------------- */
+
+#define OBD_MISS_ABSENT 0u   /* units that nobody has fetched yet */
+#define OBD_MISS_CORRUPT 1u  /* present, but a block in them is bad */
+struct obd_miss {            /* 32 bytes */
+	uint64_t source;     /* 0: id given to obd_source_cache() */
+	uint64_t first;      /* 8: unit */
+	uint64_t count;      /* 16: units */
+	uint32_t kind;       /* 24: OBD_MISS_* */
+	uint32_t zero;       /* 28 */
+};
+
+/* Connects to the unix stream socket at path (absolute, or "@name" for the
+ * abstract one) and writes one byte there whenever the queue goes from
+ * empty to not empty.  One listener at a time; NULL disconnects. */
+OBD_API int32_t obd_miss_connect(const char *path);
+/* Takes up to max misses off the queue; each unit is handed out once until
+ * obd_source_fill() answers it.  Returns how many. */
+OBD_API int32_t obd_miss_drain(struct obd_miss *out, uint32_t max);
+
+/* ---- NBD ----------------------------------------------------------- */
+
+/* Serves exports on listen_fd (taken over): fixed newstyle, no TLS. */
+OBD_API int32_t obd_nbd_new(int32_t listen_fd, struct obd_nbd **out);
+/* The first export added is the default one (name ""). -EEXIST: taken.
+ * Takes a reference on dev. Names are UTF-8, 1..4096 bytes. */
+OBD_API int32_t obd_nbd_add(struct obd_nbd *nbd, const char *name,
+			    const char *description, struct obd_device *dev);
+/* Starts accepting; before it, exports are only collected. */
+OBD_API int32_t obd_nbd_start(struct obd_nbd *nbd);
+/* Connections now open, 0..; -errno. */
+OBD_API int32_t obd_nbd_connections(struct obd_nbd *nbd);
+/* Stops accepting, lets running requests end for at most grace_ms, closes
+ * every connection, frees.  Blocks. */
+OBD_API int32_t obd_nbd_close(struct obd_nbd *nbd, uint32_t grace_ms);
+
+/* ---- pipelines: commit, merge, zfile ------------------------------- */
+
+/* Shared with the caller while a pipeline runs; the buffer must outlive
+ * it.  32 bytes. */
+struct obd_job {
+	uint64_t total;      /* 0: bytes of input, set first */
+	uint64_t done;       /* 8: bytes of input finished */
+	uint64_t written;    /* 16: bytes of output so far */
+	uint32_t cancel;     /* 24: caller sets 1: ends with -ECANCELED */
+	uint32_t zero;       /* 28 */
+};
+
+#define OBD_PLAN_FOLD_LEVELS 1u  /* fold across tags; every tag becomes 0 */
+
+struct obd_plan_info {       /* 32 bytes */
+	uint64_t records;        /* 0: without padding */
+	uint64_t padded_records; /* 8: what the trailer's index_size says */
+	uint64_t index_offset;   /* 16 */
+	uint64_t size;           /* 24: of the whole layer, trailer included */
+};
+
+/* Works out the compaction of spec lsmt 4 (cut at 64 sectors, fold below
+ * 16383): sources[tag] holds the data of the index's records. */
+OBD_API int32_t obd_plan_new(struct obd_index *index,
+			     struct obd_source *const *sources, uint32_t n,
+			     uint32_t flags, struct obd_plan_info *info,
+			     struct obd_plan **out);
+OBD_API void obd_plan_unref(struct obd_plan *plan);
+
+struct obd_zfile_params {    /* 24 bytes */
+	uint32_t algo;           /* 0: OBD_ALGO_* */
+	uint32_t block_size;     /* 4: 4, 8, 16, 32 or 64 KiB */
+	uint32_t verify;         /* 8 */
+	uint32_t rewrite_header; /* 12: 1 = header carries final values */
+	uint32_t threads;        /* 16: 1.. */
+	uint32_t zero;           /* 20 */
+};
+struct obd_zfile_result {    /* 40 bytes */
+	uint64_t input;          /* 0: bytes compressed */
+	uint64_t index_offset;   /* 8 */
+	uint64_t blocks;         /* 16 */
+	uint64_t size;           /* 24: of the ZFile, trailer included */
+	uint32_t index_crc;      /* 32 */
+	uint32_t zero;           /* 36 */
+};
+
+/* Writes the planned layer to out_fd from byte out_at: as it is (params
+ * NULL) or as ZFile.  header and trailer are the 4096-byte LSMT blocks.
+ * Identical bytes for every thread count.  stream != 0: out_fd cannot
+ * seek; written in order (rewrite_header must be 0).  Blocks.
+ * -E2BIG: a 64 KiB block grew past what the original can read; start again
+ * with 32 KiB. -ECANCELED. -EIO: a source was short. */
+OBD_API int32_t obd_plan_write(struct obd_plan *plan, const void *header,
+			       const void *trailer,
+			       const struct obd_zfile_params *params,
+			       uint32_t threads, int32_t out_fd,
+			       uint64_t out_at, int32_t stream,
+			       struct obd_job *job,
+			       struct obd_zfile_result *result);
+
+/* Compresses in_fd (to its end; read in order, so a pipe will do) to
+ * out_fd from out_at.  Errors as above. Blocks. */
+OBD_API int32_t obd_zfile_compress(int32_t in_fd,
+				   const struct obd_zfile_params *params,
+				   int32_t out_fd, uint64_t out_at,
+				   int32_t stream, struct obd_job *job,
+				   struct obd_zfile_result *result);
+
+/* Decodes all of zfile to out_fd from byte 0. Blocks. On -EUCLEAN
+ * job->done is the offset of the first bad block in the original. */
+OBD_API int32_t obd_zfile_extract(struct obd_source *zfile, int32_t out_fd,
+				  uint32_t threads, int32_t stream,
+				  struct obd_job *job);
+
+/* Decodes all of zfile and drops it.  Calls nothing bad twice: up to max
+ * numbers of bad blocks go to bad[]; returns how many are bad. Blocks. */
+OBD_API int64_t obd_zfile_verify(struct obd_source *zfile, uint32_t threads,
+				 struct obd_job *job, uint64_t *bad,
+				 uint64_t max);
+
+/* Writes an index's records at byte `at` of fd, as they are, zeros up to
+ * the next multiple of 512. Returns bytes written, padding included. */
+OBD_API int64_t obd_index_write(struct obd_index *index, int32_t fd,
+				uint64_t at);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
