@@ -160,6 +160,31 @@ OBD_HIDDEN void obd_codec_set_batch(uint32_t algo,
 OBD_HIDDEN void *obd_codec_thread_context(const struct obd_codec *codec);
 OBD_HIDDEN uint8_t *obd_thread_scratch(uint64_t *size);
 
+/* ---- zfile.c: the jump table and the blocks of one ZFile ------------- */
+struct obd_zfile;
+OBD_HIDDEN int obd_zfile_open(struct obd_source *inner,
+			      const struct obd_zfile_info *info,
+			      struct obd_zfile **out);
+OBD_HIDDEN void obd_zfile_free(struct obd_zfile *z);
+OBD_HIDDEN uint64_t obd_zfile_size(const struct obd_zfile *z);
+/* How hard a read may try. */
+enum obd_try {
+	OBD_TRY_NOWAIT, /* page cache only: -EAGAIN means "use a helper" */
+	OBD_TRY_BLOCK,
+};
+/* Exactly n bytes of the original at `at`, inside its size.  Errors as
+ * obd_source_read(); with -EUCLEAN *bad_block is the block's number. */
+OBD_HIDDEN int obd_zfile_read(const struct obd_zfile *z,
+			      struct obd_source *inner, void *buf, uint64_t n,
+			      uint64_t at, enum obd_try how,
+			      uint64_t *bad_block);
+/* The stored bytes behind [at, at + n) of the original, in inner. */
+OBD_HIDDEN void obd_zfile_range(const struct obd_zfile *z, uint64_t at,
+				uint64_t n, uint64_t *stored_at,
+				uint64_t *stored_n);
+OBD_HIDDEN int obd_zfile_block(const struct obd_zfile *z, uint64_t nr,
+			       uint64_t *at, uint32_t *length);
+
 /* ---- index.c / lookup.c / map.c ------------------------------------ */
 OBD_HIDDEN struct obd_index *obd_index_ref(struct obd_index *index);
 OBD_HIDDEN const struct obd_record *obd_index_array(struct obd_index *index);
@@ -191,11 +216,6 @@ OBD_HIDDEN int obd_index_adopt(struct obd_record *records, uint64_t count,
 
 /* ---- source.c ------------------------------------------------------ */
 OBD_HIDDEN struct obd_source *obd_source_ref(struct obd_source *src);
-/* How hard a read may try. */
-enum obd_try {
-	OBD_TRY_NOWAIT, /* page cache only: -EAGAIN means "use a helper" */
-	OBD_TRY_BLOCK,
-};
 /* Exactly n bytes or an error.  -ENODATA: a unit is absent (ask
  * obd_source_want()); *corrupt_at is set with -EUCLEAN. No allocation. */
 OBD_HIDDEN int obd_source_read(struct obd_source *src, void *buf, uint64_t n,
