@@ -1,0 +1,765 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The symbol table of the C library: `c/overlaybd.h` line by line and nothing
+ * else (tests/unit/ffi_symbols_test.ts compares the two).  A name ending in
+ * `_async` is the same function run on Deno's blocking-call threads: for work
+ * that takes longer than a few milliseconds.
+ *
+ * Handles are "pointer", memory is "buffer"; C strings are buffers that end
+ * with a NUL.
+ */
+export const symbols = {
+  obd_abi: {
+    parameters: [],
+    result: "i32",
+  },
+  obd_engine_init: {
+    parameters: [
+      "buffer", // const char *isal_path
+    ],
+    result: "i32",
+  },
+  obd_engine_stop: {
+    parameters: [],
+    result: "i32",
+  },
+  obd_engine_describe: {
+    parameters: [],
+    result: "pointer",
+  },
+  obd_io_open: {
+    parameters: [
+      "buffer", // const char *path
+      "i32", // int32_t flags
+      "u32", // uint32_t mode
+    ],
+    result: "i32",
+  },
+  obd_io_close: {
+    parameters: [
+      "i32", // int32_t fd
+    ],
+    result: "i32",
+  },
+  obd_io_pread: {
+    parameters: [
+      "i32", // int32_t fd
+      "buffer", // void *buf
+      "u64", // uint64_t n
+      "u64", // uint64_t at
+    ],
+    result: "i64",
+  },
+  obd_io_pwrite: {
+    parameters: [
+      "i32", // int32_t fd
+      "buffer", // const void *buf
+      "u64", // uint64_t n
+      "u64", // uint64_t at
+    ],
+    result: "i64",
+  },
+  obd_io_write: {
+    parameters: [
+      "i32", // int32_t fd
+      "buffer", // const void *buf
+      "u64", // uint64_t n
+    ],
+    result: "i64",
+  },
+  obd_io_write_async: {
+    name: "obd_io_write",
+    parameters: [
+      "i32", // int32_t fd
+      "buffer", // const void *buf
+      "u64", // uint64_t n
+    ],
+    result: "i64",
+    nonblocking: true,
+  },
+  obd_io_sync: {
+    parameters: [
+      "i32", // int32_t fd
+      "i32", // int32_t data_only
+    ],
+    result: "i32",
+  },
+  obd_io_sync_async: {
+    name: "obd_io_sync",
+    parameters: [
+      "i32", // int32_t fd
+      "i32", // int32_t data_only
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_io_truncate: {
+    parameters: [
+      "i32", // int32_t fd
+      "u64", // uint64_t size
+    ],
+    result: "i32",
+  },
+  obd_io_allocate: {
+    parameters: [
+      "i32", // int32_t fd
+      "i32", // int32_t mode
+      "u64", // uint64_t at
+      "u64", // uint64_t n
+    ],
+    result: "i32",
+  },
+  obd_io_seek: {
+    parameters: [
+      "i32", // int32_t fd
+      "u64", // uint64_t at
+      "i32", // int32_t whence
+    ],
+    result: "i64",
+  },
+  obd_io_size: {
+    parameters: [
+      "i32", // int32_t fd
+    ],
+    result: "i64",
+  },
+  obd_io_flock: {
+    parameters: [
+      "i32", // int32_t fd
+      "i32", // int32_t operation
+    ],
+    result: "i32",
+  },
+  obd_io_link: {
+    parameters: [
+      "i32", // int32_t fd
+      "buffer", // const char *path
+    ],
+    result: "i32",
+  },
+  obd_io_rename: {
+    parameters: [
+      "buffer", // const char *from
+      "buffer", // const char *to
+    ],
+    result: "i32",
+  },
+  obd_io_unlink: {
+    parameters: [
+      "buffer", // const char *path
+    ],
+    result: "i32",
+  },
+  obd_io_listen: {
+    parameters: [
+      "buffer", // const char *address
+      "i32", // int32_t backlog
+    ],
+    result: "i32",
+  },
+  obd_io_port: {
+    parameters: [
+      "i32", // int32_t fd
+    ],
+    result: "i32",
+  },
+  obd_io_trace: {
+    parameters: [
+      "buffer", // const char *path
+    ],
+    result: "i32",
+  },
+  obd_io_fault: {
+    parameters: [
+      "i32", // int32_t op
+      "u32", // uint32_t nth
+      "i32", // int32_t error
+      "u32", // uint32_t count
+    ],
+    result: "i32",
+  },
+  obd_crc32c: {
+    parameters: [
+      "u32", // uint32_t start
+      "buffer", // const void *buf
+      "u64", // uint64_t n
+    ],
+    result: "u32",
+  },
+  obd_source_file: {
+    parameters: [
+      "i32", // int32_t fd
+      "u64", // uint64_t base
+      "u64", // uint64_t size
+      "buffer", // struct obd_source **out
+    ],
+    result: "i32",
+  },
+  obd_source_cache: {
+    parameters: [
+      "i32", // int32_t fd
+      "u64", // uint64_t size
+      "u32", // uint32_t unit
+      "u64", // uint64_t id
+      "buffer", // struct obd_source **out
+    ],
+    result: "i32",
+  },
+  obd_source_zfile: {
+    parameters: [
+      "pointer", // struct obd_source *inner
+      "buffer", // const struct obd_zfile_info *info
+      "buffer", // struct obd_source **out
+    ],
+    result: "i32",
+  },
+  obd_source_zfile_async: {
+    name: "obd_source_zfile",
+    parameters: [
+      "pointer", // struct obd_source *inner
+      "buffer", // const struct obd_zfile_info *info
+      "buffer", // struct obd_source **out
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_source_unref: {
+    parameters: [
+      "pointer", // struct obd_source *src
+    ],
+    result: "void",
+  },
+  obd_source_size: {
+    parameters: [
+      "pointer", // struct obd_source *src
+    ],
+    result: "u64",
+  },
+  obd_source_pread: {
+    parameters: [
+      "pointer", // struct obd_source *src
+      "buffer", // void *buf
+      "u64", // uint64_t n
+      "u64", // uint64_t at
+    ],
+    result: "i64",
+  },
+  obd_source_block: {
+    parameters: [
+      "pointer", // struct obd_source *zfile
+      "u64", // uint64_t nr
+      "buffer", // uint64_t *at
+      "buffer", // uint32_t *length
+    ],
+    result: "i32",
+  },
+  obd_source_fill: {
+    parameters: [
+      "pointer", // struct obd_source *cache
+      "u64", // uint64_t first
+      "u64", // uint64_t count
+      "i32", // int32_t error
+    ],
+    result: "i32",
+  },
+  obd_source_evict: {
+    parameters: [
+      "pointer", // struct obd_source *cache
+      "u64", // uint64_t first
+      "u64", // uint64_t count
+    ],
+    result: "i32",
+  },
+  obd_source_bitmap_get: {
+    parameters: [
+      "pointer", // struct obd_source *cache
+      "buffer", // void *bits
+      "u64", // uint64_t bytes
+    ],
+    result: "i32",
+  },
+  obd_source_bitmap_set: {
+    parameters: [
+      "pointer", // struct obd_source *cache
+      "buffer", // const void *bits
+      "u64", // uint64_t bytes
+    ],
+    result: "i32",
+  },
+  obd_index_load: {
+    parameters: [
+      "pointer", // struct obd_source *src
+      "u64", // uint64_t at
+      "u64", // uint64_t count
+      "u64", // uint64_t end_sector
+      "buffer", // struct obd_bad *bad
+      "buffer", // struct obd_index **out
+    ],
+    result: "i32",
+  },
+  obd_index_load_async: {
+    name: "obd_index_load",
+    parameters: [
+      "pointer", // struct obd_source *src
+      "u64", // uint64_t at
+      "u64", // uint64_t count
+      "u64", // uint64_t end_sector
+      "buffer", // struct obd_bad *bad
+      "buffer", // struct obd_index **out
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_index_new: {
+    parameters: [
+      "buffer", // const void *records
+      "u64", // uint64_t count
+      "buffer", // struct obd_index **out
+    ],
+    result: "i32",
+  },
+  obd_index_merge: {
+    parameters: [
+      "buffer", // struct obd_index *const *layers
+      "u32", // uint32_t n
+      "buffer", // struct obd_index **out
+    ],
+    result: "i32",
+  },
+  obd_index_unref: {
+    parameters: [
+      "pointer", // struct obd_index *index
+    ],
+    result: "void",
+  },
+  obd_index_count: {
+    parameters: [
+      "pointer", // struct obd_index *index
+    ],
+    result: "u64",
+  },
+  obd_index_records: {
+    parameters: [
+      "pointer", // struct obd_index *index
+      "u64", // uint64_t first
+      "u64", // uint64_t max
+      "buffer", // void *records
+    ],
+    result: "i64",
+  },
+  obd_index_lookup: {
+    parameters: [
+      "pointer", // struct obd_index *index
+      "u64", // uint64_t lba
+      "u64", // uint64_t sectors
+      "buffer", // void *records
+      "u32", // uint32_t max
+    ],
+    result: "i32",
+  },
+  obd_index_lookup_many: {
+    parameters: [
+      "pointer", // struct obd_index *index
+      "buffer", // const uint64_t *lbas
+      "u64", // uint64_t n
+      "u32", // uint32_t sectors
+    ],
+    result: "u64",
+  },
+  obd_view_new: {
+    parameters: [
+      "pointer", // struct obd_index *index
+      "buffer", // struct obd_source *const *sources
+      "u32", // uint32_t n
+      "u64", // uint64_t virtual_size
+      "buffer", // struct obd_view **out
+    ],
+    result: "i32",
+  },
+  obd_view_unref: {
+    parameters: [
+      "pointer", // struct obd_view *view
+    ],
+    result: "void",
+  },
+  obd_upper_open: {
+    parameters: [
+      "i32", // int32_t kind
+      "i32", // int32_t data_fd
+      "i32", // int32_t index_fd
+      "u64", // uint64_t virtual_size
+      "buffer", // struct obd_upper_report *report
+      "buffer", // struct obd_upper **out
+    ],
+    result: "i32",
+  },
+  obd_upper_open_async: {
+    name: "obd_upper_open",
+    parameters: [
+      "i32", // int32_t kind
+      "i32", // int32_t data_fd
+      "i32", // int32_t index_fd
+      "u64", // uint64_t virtual_size
+      "buffer", // struct obd_upper_report *report
+      "buffer", // struct obd_upper **out
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_upper_unref: {
+    parameters: [
+      "pointer", // struct obd_upper *upper
+    ],
+    result: "void",
+  },
+  obd_upper_sync: {
+    parameters: [
+      "pointer", // struct obd_upper *upper
+    ],
+    result: "i32",
+  },
+  obd_upper_sync_async: {
+    name: "obd_upper_sync",
+    parameters: [
+      "pointer", // struct obd_upper *upper
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_upper_snapshot: {
+    parameters: [
+      "pointer", // struct obd_upper *upper
+      "buffer", // struct obd_index **out
+    ],
+    result: "i32",
+  },
+  obd_upper_source: {
+    parameters: [
+      "pointer", // struct obd_upper *upper
+      "buffer", // struct obd_source **out
+    ],
+    result: "i32",
+  },
+  obd_device_new: {
+    parameters: [
+      "pointer", // struct obd_view *view
+      "pointer", // struct obd_upper *upper
+      "u64", // uint64_t virtual_size
+      "u32", // uint32_t flags
+      "u64", // uint64_t deadline_ms
+      "buffer", // struct obd_device **out
+    ],
+    result: "i32",
+  },
+  obd_device_swap: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "pointer", // struct obd_view *view
+    ],
+    result: "i32",
+  },
+  obd_device_close: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "i32", // int32_t error
+    ],
+    result: "i32",
+  },
+  obd_device_unref: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+    ],
+    result: "void",
+  },
+  obd_device_read: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "buffer", // void *buf
+      "u64", // uint64_t n
+      "u64", // uint64_t at
+    ],
+    result: "i32",
+  },
+  obd_device_read_async: {
+    name: "obd_device_read",
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "buffer", // void *buf
+      "u64", // uint64_t n
+      "u64", // uint64_t at
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_device_write: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "buffer", // const void *buf
+      "u64", // uint64_t n
+      "u64", // uint64_t at
+    ],
+    result: "i32",
+  },
+  obd_device_write_async: {
+    name: "obd_device_write",
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "buffer", // const void *buf
+      "u64", // uint64_t n
+      "u64", // uint64_t at
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_device_discard: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "u64", // uint64_t at
+      "u64", // uint64_t n
+    ],
+    result: "i32",
+  },
+  obd_device_zero: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "u64", // uint64_t at
+      "u64", // uint64_t n
+    ],
+    result: "i32",
+  },
+  obd_device_flush: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+    ],
+    result: "i32",
+  },
+  obd_device_flush_async: {
+    name: "obd_device_flush",
+    parameters: [
+      "pointer", // struct obd_device *dev
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_device_extents: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "u64", // uint64_t at
+      "u64", // uint64_t n
+      "buffer", // struct obd_extent *out
+      "u32", // uint32_t max
+    ],
+    result: "i32",
+  },
+  obd_device_stat: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "buffer", // struct obd_device_stats *out
+    ],
+    result: "i32",
+  },
+  obd_device_read_many: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "buffer", // const uint64_t *offsets
+      "u64", // uint64_t n
+      "u32", // uint32_t size
+    ],
+    result: "i32",
+  },
+  obd_device_read_many_async: {
+    name: "obd_device_read_many",
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "buffer", // const uint64_t *offsets
+      "u64", // uint64_t n
+      "u32", // uint32_t size
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_miss_connect: {
+    parameters: [
+      "buffer", // const char *path
+    ],
+    result: "i32",
+  },
+  obd_miss_drain: {
+    parameters: [
+      "buffer", // struct obd_miss *out
+      "u32", // uint32_t max
+    ],
+    result: "i32",
+  },
+  obd_nbd_new: {
+    parameters: [
+      "i32", // int32_t listen_fd
+      "buffer", // struct obd_nbd **out
+    ],
+    result: "i32",
+  },
+  obd_nbd_add: {
+    parameters: [
+      "pointer", // struct obd_nbd *nbd
+      "buffer", // const char *name
+      "buffer", // const char *description
+      "pointer", // struct obd_device *dev
+    ],
+    result: "i32",
+  },
+  obd_nbd_start: {
+    parameters: [
+      "pointer", // struct obd_nbd *nbd
+    ],
+    result: "i32",
+  },
+  obd_nbd_connections: {
+    parameters: [
+      "pointer", // struct obd_nbd *nbd
+    ],
+    result: "i32",
+  },
+  obd_nbd_close: {
+    parameters: [
+      "pointer", // struct obd_nbd *nbd
+      "u32", // uint32_t grace_ms
+    ],
+    result: "i32",
+  },
+  obd_nbd_close_async: {
+    name: "obd_nbd_close",
+    parameters: [
+      "pointer", // struct obd_nbd *nbd
+      "u32", // uint32_t grace_ms
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_plan_new: {
+    parameters: [
+      "pointer", // struct obd_index *index
+      "buffer", // struct obd_source *const *sources
+      "u32", // uint32_t n
+      "u32", // uint32_t flags
+      "buffer", // struct obd_plan_info *info
+      "buffer", // struct obd_plan **out
+    ],
+    result: "i32",
+  },
+  obd_plan_unref: {
+    parameters: [
+      "pointer", // struct obd_plan *plan
+    ],
+    result: "void",
+  },
+  obd_plan_write: {
+    parameters: [
+      "pointer", // struct obd_plan *plan
+      "buffer", // const void *header
+      "buffer", // const void *trailer
+      "buffer", // const struct obd_zfile_params *params
+      "u32", // uint32_t threads
+      "i32", // int32_t out_fd
+      "u64", // uint64_t out_at
+      "i32", // int32_t stream
+      "buffer", // struct obd_job *job
+      "buffer", // struct obd_zfile_result *result
+    ],
+    result: "i32",
+  },
+  obd_plan_write_async: {
+    name: "obd_plan_write",
+    parameters: [
+      "pointer", // struct obd_plan *plan
+      "buffer", // const void *header
+      "buffer", // const void *trailer
+      "buffer", // const struct obd_zfile_params *params
+      "u32", // uint32_t threads
+      "i32", // int32_t out_fd
+      "u64", // uint64_t out_at
+      "i32", // int32_t stream
+      "buffer", // struct obd_job *job
+      "buffer", // struct obd_zfile_result *result
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_zfile_compress: {
+    parameters: [
+      "i32", // int32_t in_fd
+      "buffer", // const struct obd_zfile_params *params
+      "i32", // int32_t out_fd
+      "u64", // uint64_t out_at
+      "i32", // int32_t stream
+      "buffer", // struct obd_job *job
+      "buffer", // struct obd_zfile_result *result
+    ],
+    result: "i32",
+  },
+  obd_zfile_compress_async: {
+    name: "obd_zfile_compress",
+    parameters: [
+      "i32", // int32_t in_fd
+      "buffer", // const struct obd_zfile_params *params
+      "i32", // int32_t out_fd
+      "u64", // uint64_t out_at
+      "i32", // int32_t stream
+      "buffer", // struct obd_job *job
+      "buffer", // struct obd_zfile_result *result
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_zfile_extract: {
+    parameters: [
+      "pointer", // struct obd_source *zfile
+      "i32", // int32_t out_fd
+      "u32", // uint32_t threads
+      "i32", // int32_t stream
+      "buffer", // struct obd_job *job
+    ],
+    result: "i32",
+  },
+  obd_zfile_extract_async: {
+    name: "obd_zfile_extract",
+    parameters: [
+      "pointer", // struct obd_source *zfile
+      "i32", // int32_t out_fd
+      "u32", // uint32_t threads
+      "i32", // int32_t stream
+      "buffer", // struct obd_job *job
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_zfile_verify: {
+    parameters: [
+      "pointer", // struct obd_source *zfile
+      "u32", // uint32_t threads
+      "buffer", // struct obd_job *job
+      "buffer", // uint64_t *bad
+      "u64", // uint64_t max
+    ],
+    result: "i64",
+  },
+  obd_zfile_verify_async: {
+    name: "obd_zfile_verify",
+    parameters: [
+      "pointer", // struct obd_source *zfile
+      "u32", // uint32_t threads
+      "buffer", // struct obd_job *job
+      "buffer", // uint64_t *bad
+      "u64", // uint64_t max
+    ],
+    result: "i64",
+    nonblocking: true,
+  },
+  obd_index_write: {
+    parameters: [
+      "pointer", // struct obd_index *index
+      "i32", // int32_t fd
+      "u64", // uint64_t at
+    ],
+    result: "i64",
+  },
+} as const satisfies Deno.ForeignLibraryInterface;
