@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * `config.v1.json`: which layers make an image (spec/image.md, section 2).
+ *
+ * @module
+ */
+import { readFile } from "node:fs/promises";
+import * as z from "zod/mini";
+
+/** A configuration cannot be used; the message names file, key and value. */
+export class ConfigError extends Error {
+  override readonly name = "ConfigError";
+}
+
+const uint = z.int().check(z.gte(0));
+
+const lowerSchema = z.looseObject({
+  /** local layer file, the first candidate */
+  file: z._default(z.string(), ""),
+  /** local directory of the layer */
+  dir: z._default(z.string(), ""),
+  digest: z._default(z.string(), ""),
+  /** compressed size of the blob in bytes */
+  size: z._default(uint, 0),
+  targetFile: z._default(z.string(), ""),
+  targetDigest: z._default(z.string(), ""),
+  gzipIndex: z._default(z.string(), ""),
+});
+
+const upperSchema = z.looseObject({
+  index: z._default(z.string(), ""),
+  data: z._default(z.string(), ""),
+  target: z._default(z.string(), ""),
+  gzipIndex: z._default(z.string(), ""),
+});
+
+const downloadSchema = z.looseObject({
+  enable: z._default(z.boolean(), false),
+  /** s */
+  delay: z._default(z.int(), 300),
+  /** s */
+  delayExtra: z._default(z.int(), 30),
+  maxMBps: z._default(z.int(), 100),
+  tryCnt: z._default(z.int(), 5),
+  /** bytes */
+  blockSize: z._default(uint, 262144),
+});
+
+const configSchema = z.looseObject({
+  repoBlobUrl: z._default(z.string(), ""),
+  lowers: z.pipe(
+    z.nullish(z.array(lowerSchema)),
+    z.transform((list) => list ?? []),
+  ),
+  upper: z.optional(upperSchema),
+  resultFile: z._default(z.string(), ""),
+  download: z.optional(downloadSchema),
+  accelerationLayer: z._default(z.boolean(), false),
+  recordTracePath: z._default(z.string(), ""),
+});
+
+/** A parsed `config.v1.json`; keys of others are kept as they are. */
+export type ImageConfig = z.infer<typeof configSchema>;
+
+/** One entry of `lowers`. */
+export type LowerConfig = z.infer<typeof lowerSchema>;
+
+/** `["lowers", 1, "file"]` as `lowers[1].file`. */
+function keyName(path: readonly PropertyKey[]): string {
+  return path.reduce<string>(
+    (name, part) =>
+      typeof part === "number"
+        ? `${name}[${part}]`
+        : name === ""
+        ? String(part)
+        : `${name}.${String(part)}`,
+    "",
+  );
+}
+
+/** The value at a path of parsed JSON, for messages. */
+function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
+  return path.reduce<unknown>(
+    (value, part) =>
+      typeof value === "object" && value !== null
+        ? Reflect.get(value, part)
+        : undefined,
+    root,
+  );
+}
+
+/** What a zod issue expected, in words of JSON. */
+function expectation(issue: z.core.$ZodIssue): string {
+  if (issue.code === "invalid_type") {
+    return issue.expected === "int" ? "a whole number" : `${issue.expected}`;
+  }
+  if (issue.code === "too_small") {
+    return `a number of at least ${issue.minimum}`;
+  }
+  return issue.message;
+}
+
+/**
+ * Checks parsed JSON against the schema.
+ *
+ * @param value what `JSON.parse` gave
+ * @param name the file, for messages
+ * @throws {ConfigError} a key has the wrong type: names it, its value and
+ *   what was expected
+ */
+export function parseImageConfig(value: unknown, name: string): ImageConfig {
+  const parsed = z.safeParse(configSchema, value);
+  if (parsed.success) return parsed.data;
+  const [issue] = parsed.error.issues;
+  if (issue === undefined) throw new ConfigError(`cannot use ${name}`);
+  const at = keyName(issue.path);
+  const got = JSON.stringify(valueAt(value, issue.path)) ?? "nothing";
+  throw new ConfigError(
+    `cannot use ${name}: ${at === "" ? "the file" : at}: expected ${
+      expectation(issue)
+    }, got ${got.length > 60 ? `${got.slice(0, 57)}...` : got}`,
+  );
+}
+
+/**
+ * Reads and checks an image's configuration.
+ *
+ * @param path the file, absolute or relative to the working directory
+ * @throws {ConfigError} it cannot be read, is no JSON, or has a wrong type
+ */
+export async function readImageConfig(path: string): Promise<ImageConfig> {
+  let text: string;
+  try {
+    const bytes = await readFile(path);
+    text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch (cause) {
+    const why = cause instanceof TypeError
+      ? "not UTF-8"
+      : cause instanceof Error && "code" in cause && cause.code === "ENOENT"
+      ? "no such file"
+      : String(cause instanceof Error ? cause.message : cause);
+    throw new ConfigError(`cannot read image config ${path}: ${why}`, {
+      cause,
+    });
+  }
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    const why = text === "" ? "the file is empty" : (cause as Error).message;
+    throw new ConfigError(`cannot parse image config ${path}: ${why}`, {
+      cause,
+    });
+  }
+  return parseImageConfig(value, path);
+}

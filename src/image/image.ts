@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Opens an image: its lowers, its upper, and the device that shows them
+ * (spec/image.md, section 3).
+ *
+ * @module
+ */
+import { stat } from "node:fs/promises";
+import { join } from "node:path";
+import pLimit from "p-limit";
+import {
+  closeDevice,
+  type Device,
+  flushDevice,
+  mergeIndexes,
+  newDevice,
+  newIndex,
+  newView,
+} from "../../ffi/engine.ts";
+import { type OpenLayer, openLayer } from "../layer/open.ts";
+import { type OpenUpper, openUpper } from "../layer/upper.ts";
+import { type ImageConfig, type LowerConfig } from "./config.ts";
+
+/** Read-only layers in one image at most (spec/lsmt.md, section 12). */
+export const MAX_LOWERS = 255;
+
+/** Lowers that are opened at once. */
+const OPEN_CONCURRENCY = 32;
+
+const ESHUTDOWN = 108;
+
+/**
+ * An image cannot be opened.  `resultText` is what the result file says
+ * behind `failed:` (spec/image.md, section 4).
+ */
+export class ImageError extends Error {
+  override readonly name = "ImageError";
+  readonly resultText: string;
+
+  constructor(message: string, resultText = message, options?: ErrorOptions) {
+    super(message, options);
+    this.resultText = resultText;
+  }
+}
+
+/** The layers of an image, opened. */
+export interface OpenStack extends Disposable {
+  /** bottom first, as in the configuration */
+  lowers: readonly OpenLayer[];
+  upper: OpenUpper | undefined;
+  /** bytes, a multiple of 512 */
+  virtualSize: bigint;
+  /** what opening mended, one sentence each */
+  warnings: readonly string[];
+  close(): void;
+}
+
+/** An image as a disk. */
+export interface OpenImage extends AsyncDisposable {
+  config: ImageConfig;
+  stack: OpenStack;
+  device: Device;
+  readonly: boolean;
+  /** Flushes what was written, then lets everything go. */
+  close(): Promise<void>;
+}
+
+/** How an image is opened. */
+export interface OpenImageOptions {
+  /** no writing, even with an upper: shares it with other readers */
+  readonly?: boolean;
+  /** how long one request may wait for absent data */
+  deadlineMs?: number;
+}
+
+function reason(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** The first local file of a lower that exists; undefined: none. */
+async function localFile(lower: LowerConfig): Promise<string | undefined> {
+  const { file, dir } = lower;
+  const candidates = file === "" ? [] : [file];
+  if (dir !== "") {
+    for (const name of ["overlaybd.commit", ".commit", "overlaybd.sealed"]) {
+      candidates.push(join(dir, name));
+    }
+  }
+  for (const path of candidates) {
+    const exists = await stat(path).then(() => true, (error) => {
+      // A name that cannot be looked up is there for all we know: opening
+      // it gives the reason.
+      return error.code !== "ENOENT" && error.code !== "ENOTDIR";
+    });
+    if (exists) return path;
+  }
+  return undefined;
+}
+
+/** What a lower without any local file is missing. */
+function missingLocal(lower: LowerConfig, config: ImageConfig): ImageError {
+  const named = [lower.file, lower.dir].filter((name) => name !== "");
+  if (lower.digest === "" || config.repoBlobUrl === "") {
+    const where = named.length === 0
+      ? "neither `file` nor `dir` is set"
+      : `nothing at ${named.join(" or in ")}`;
+    return new ImageError(
+      `${where}, and ${
+        config.repoBlobUrl === "" ? "`repoBlobUrl`" : "`digest`"
+      } is empty`,
+      "empty repoBlobUrl",
+    );
+  }
+  const url = `${config.repoBlobUrl.replace(/\/?$/, "/")}${lower.digest}`;
+  return new ImageError(
+    `no local copy of ${lower.digest}, and this version reads local layers only`,
+    `failed to open remote file /${url}: Operation not supported`,
+  );
+}
+
+async function openLower(
+  lower: LowerConfig,
+  position: number,
+  config: ImageConfig,
+): Promise<OpenLayer> {
+  const fail = (error: ImageError) =>
+    new ImageError(
+      `cannot open lowers[${position}]: ${error.message}`,
+      error.resultText,
+      { cause: error },
+    );
+  if (
+    lower.targetFile !== "" || lower.targetDigest !== ""
+  ) {
+    throw fail(
+      new ImageError(
+        "it has a target (turboOCI), which this version does not read",
+        `failed to open layer ${position}`,
+      ),
+    );
+  }
+  const path = await localFile(lower);
+  if (path === undefined) throw fail(missingLocal(lower, config));
+  try {
+    return await openLayer(path);
+  } catch (cause) {
+    throw new ImageError(
+      `cannot open lowers[${position}]: ${reason(cause)}`,
+      `failed to open local file ${path}`,
+      { cause },
+    );
+  }
+}
+
+/** Opens every lower, 32 at a time; all or none. */
+async function openLowers(config: ImageConfig): Promise<OpenLayer[]> {
+  if (config.lowers.length > MAX_LOWERS) {
+    throw new ImageError(
+      `cannot stack ${config.lowers.length} lowers: at most ${MAX_LOWERS}`,
+      "failed to create overlaybd device",
+    );
+  }
+  const limit = pLimit(OPEN_CONCURRENCY);
+  const results = await Promise.allSettled(
+    config.lowers.map((lower, position) =>
+      limit(() => openLower(lower, position, config))
+    ),
+  );
+  const layers: OpenLayer[] = [];
+  let failure: unknown;
+  for (const result of results) {
+    if (result.status === "fulfilled") layers.push(result.value);
+    else failure ??= result.reason;
+  }
+  if (failure !== undefined) {
+    for (const layer of layers) layer.close();
+    throw failure;
+  }
+  return layers;
+}
+
+/** Virtual size of a read-only stack: the topmost that has one. */
+function stackSize(lowers: readonly OpenLayer[]): bigint {
+  const sized = lowers.findLast((layer) => layer.virtualSize > 0n);
+  return sized?.virtualSize ?? 0n;
+}
+
+/** True when the configuration has a complete upper. */
+export function hasUpper(config: ImageConfig): boolean {
+  const { upper } = config;
+  return upper !== undefined && upper.data !== "" && upper.index !== "";
+}
+
+async function openConfiguredUpper(
+  config: ImageConfig,
+  inherited: bigint,
+  readonly: boolean,
+): Promise<OpenUpper | undefined> {
+  const { upper } = config;
+  if (upper === undefined || upper.data === "" || upper.index === "") {
+    return undefined;
+  }
+  if (upper.target !== undefined && upper.target !== "") {
+    throw new ImageError(
+      "cannot open upper: it has a target (turboOCI), which this version " +
+        "does not write",
+    );
+  }
+  try {
+    return await openUpper({
+      data: upper.data,
+      index: upper.index,
+      readonly,
+      inheritedSize: inherited,
+    });
+  } catch (cause) {
+    throw new ImageError(`cannot open upper: ${reason(cause)}`, undefined, {
+      cause,
+    });
+  }
+}
+
+/**
+ * Opens the layers that a configuration names.
+ *
+ * @param options `readonly`: the upper is shared, nothing is written
+ * @throws {ImageError} which layer could not be opened, and why
+ */
+export async function openStack(
+  config: ImageConfig,
+  options: { readonly?: boolean } = {},
+): Promise<OpenStack> {
+  if (config.lowers.length === 0 && !hasUpper(config)) {
+    throw new ImageError(
+      "cannot open an image with neither lowers nor an upper",
+      "failed to create overlaybd device",
+    );
+  }
+  const lowers = await openLowers(config);
+  const closeLowers = () => {
+    for (const layer of lowers) layer.close();
+  };
+  try {
+    const inherited = stackSize(lowers);
+    const upper = await openConfiguredUpper(
+      config,
+      inherited,
+      options.readonly ?? false,
+    );
+    const close = () => {
+      upper?.close();
+      closeLowers();
+    };
+    const size = upper?.virtualSize ?? inherited;
+    if (size === 0n) {
+      close();
+      throw new ImageError(
+        "cannot open the image: no layer says how large the disk is " +
+          "(every virtual size is 0)",
+        "failed to create overlaybd device",
+      );
+    }
+    return {
+      lowers,
+      upper,
+      virtualSize: size - size % 512n,
+      warnings: upper?.warnings ?? [],
+      close,
+      [Symbol.dispose]: close,
+    };
+  } catch (error) {
+    closeLowers();
+    throw error;
+  }
+}
+
+/** A device over a stack's lowers (topmost first in the view) and upper. */
+function stackDevice(stack: OpenStack, options: OpenImageOptions): Device {
+  const topFirst = stack.lowers.toReversed();
+  using index = topFirst.length === 0
+    ? newIndex(new Uint8Array(0))
+    : mergeIndexes(topFirst.map((layer) => layer.index));
+  using view = newView(
+    index,
+    topFirst.map((layer) => layer.source),
+    stack.virtualSize,
+  );
+  return newDevice(view, stack.upper?.upper, stack.virtualSize, {
+    readonly: options.readonly === true || stack.upper === undefined,
+    ...(options.deadlineMs === undefined
+      ? {}
+      : { deadlineMs: options.deadlineMs }),
+  });
+}
+
+/**
+ * Opens an image as a disk.
+ *
+ * @throws {ImageError} which layer could not be opened, and why
+ */
+export async function openImage(
+  config: ImageConfig,
+  options: OpenImageOptions = {},
+): Promise<OpenImage> {
+  const stack = await openStack(config, {
+    readonly: options.readonly ?? false,
+  });
+  let device: Device;
+  try {
+    device = stackDevice(stack, options);
+  } catch (cause) {
+    stack.close();
+    throw new ImageError(
+      `cannot stack the layers: ${reason(cause)}`,
+      "failed to create overlaybd device",
+      { cause },
+    );
+  }
+  const readonly = options.readonly === true || stack.upper === undefined;
+  let closing: Promise<void> | undefined;
+  const close = async () => {
+    try {
+      if (!readonly) await flushDevice(device);
+    } finally {
+      closeDevice(device, ESHUTDOWN);
+      device.close();
+      stack.close();
+    }
+  };
+  const closeOnce = () => closing ??= close();
+  return {
+    config,
+    stack,
+    device,
+    readonly,
+    close: closeOnce,
+    [Symbol.asyncDispose]: closeOnce,
+  };
+}
