@@ -217,18 +217,26 @@ OBD_HIDDEN int obd_index_adopt(struct obd_record *records, uint64_t count,
 /* ---- source.c ------------------------------------------------------ */
 OBD_HIDDEN struct obd_source *obd_source_ref(struct obd_source *src);
 /* Exactly n bytes or an error.  -ENODATA: a unit is absent (ask
- * obd_source_want()); *corrupt_at is set with -EUCLEAN. No allocation. */
+ * obd_source_want()).  -EUCLEAN: a block is bad; over a cache source its
+ * units are forgotten, so that the next want asks for them again, as
+ * corrupt.  No allocation. */
 OBD_HIDDEN int obd_source_read(struct obd_source *src, void *buf, uint64_t n,
 			       uint64_t at, enum obd_try how);
-/* Stored range -> units of the cache source below, if any. */
 struct obd_request;
-/* Queues every absent unit under [at, at + n) for req (once each) and
- * returns how many it now waits for; 0: all present. */
+/* Queues every absent unit of the cache source under [at, at + n), each
+ * once whoever asks, and makes req wait for the first of them unless it
+ * waits for another already.  Returns how many are absent. */
 OBD_HIDDEN uint32_t obd_source_want(struct obd_source *src, uint64_t at,
 				    uint64_t n, struct obd_request *req);
 OBD_HIDDEN bool obd_source_is_local(const struct obd_source *src);
 
 /* ---- request.c / device.c ------------------------------------------ */
+/* A job for a helper thread, embedded in what it works on. */
+struct obd_task {
+	void (*fn)(struct obd_task *task);
+	struct obd_task *next;
+};
+
 enum obd_op { OBD_READ, OBD_WRITE, OBD_DISCARD, OBD_ZERO, OBD_FLUSH };
 #define OBD_REQ_FUA 1u
 
@@ -252,18 +260,25 @@ struct obd_request {
 	uint32_t iov_count;
 	int32_t err;              /* 0 or -errno once ended */
 
-	/* request.c's own, below */
-	struct obd_view *view;
-	struct obd_request *next;
-	struct obd_request *dev_prev, *dev_next;
-	uint64_t deadline_ms;
-	_Atomic uint32_t waiting; /* misses not answered yet, +1 while set up */
-	_Atomic int32_t miss_err;
-	uint32_t tries;
-	uint32_t state;
+	/* request.c's own, below; submit sets them up */
+	struct obd_view *view;    /* the one it started with */
+	struct obd_task task;     /* its way to a helper thread */
+	struct obd_request *all_prev, *all_next; /* parked: miss.c's lock */
+	struct obd_request *src_prev, *src_next; /* on wait_src: the same */
+	struct obd_source *wait_src;
+	uint64_t wait_unit;       /* the unit that wakes it */
+	uint64_t deadline_ms;     /* 0: has not waited yet */
+	int32_t miss_err;         /* why its wait failed */
+	uint32_t tries;           /* corrupt blocks asked for again */
+	uint32_t state;           /* REQ_*, see miss.c */
+	uint32_t held;            /* 1: holds a reference on dev */
 };
 OBD_HIDDEN bool obd_request_submit(struct obd_request *req);
 OBD_HIDDEN struct obd_device *obd_device_ref(struct obd_device *dev);
+/* Devices not freed yet: the engine does not stop under one. */
+OBD_HIDDEN uint32_t obd_device_count(void);
+/* Ends the thread of the deadlines; nothing may be waiting. */
+OBD_HIDDEN void obd_miss_stop(void);
 OBD_HIDDEN uint64_t obd_device_size(struct obd_device *dev);
 OBD_HIDDEN uint32_t obd_device_flags(struct obd_device *dev);
 
@@ -279,11 +294,7 @@ OBD_HIDDEN int obd_plane_change(struct obd_watch *watch, uint32_t events);
 /* After return fn runs no more (call it on the watch's worker, or else it
  * waits for it). */
 OBD_HIDDEN int obd_plane_remove(struct obd_watch *watch);
-/* Runs fn(arg) on a helper thread that may block. 0 or -errno. */
-struct obd_task {
-	void (*fn)(struct obd_task *task);
-	struct obd_task *next;
-};
+/* Runs task->fn(task) on a helper thread that may block. 0 or -errno. */
 OBD_HIDDEN int obd_plane_offload(struct obd_task *task);
 OBD_HIDDEN void obd_plane_stop(void);
 OBD_HIDDEN uint64_t obd_now_ms(void); /* CLOCK_MONOTONIC */

@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * core.h - the structs behind source, view, upper, device and request:
+ * shared by source.c miss.c view.c upper*.c device.c request.c alone.
+ *
+ * Locks, in the order in which they may be taken:
+ *   upper->order   who may change a sparse file (shared: whole blocks)
+ *   upper->syncing one flush at a time
+ *   upper->append  order of index records, ends of both files
+ *   miss lock      parked requests, the units asked for (miss.c)
+ *   upper->maplock the map in memory
+ * None is held while a request's done() runs.
+ */
+#ifndef OBD_CORE_H
+#define OBD_CORE_H
+
+#include <pthread.h>
+
+#include "internal.h"
+
+/* ---- source -------------------------------------------------------- */
+
+enum obd_source_kind { SRC_FILE, SRC_CACHE, SRC_ZFILE };
+
+/* The units of a cache source.  present is written under the miss lock and
+ * read by anybody: release by the fill, acquire by the reader.  The other
+ * bitmaps are the miss lock's.  losses counts evictions: it goes up after
+ * the bits went down and before the caller may overwrite the bytes, so a
+ * reader that sees the same count before and after its pread has read what
+ * was present. */
+struct obd_units {
+	uint64_t count;
+	uint32_t shift;              /* log2 of the unit */
+	uint64_t id;
+	_Atomic uint64_t losses;
+	_Atomic uint64_t *present;
+	uint64_t *asked;             /* queued or handed out, no answer yet */
+	uint64_t *queued;            /* asked and not handed out */
+	uint64_t *corrupt;           /* to be asked for as OBD_MISS_CORRUPT */
+	uint64_t queued_count;
+	uint64_t cursor;             /* where the next drain goes on */
+	struct obd_source *prev, *next; /* sources with queued units */
+	struct obd_request *waiting; /* parked on a unit of this source */
+};
+
+struct obd_source {
+	_Atomic uint32_t refs;
+	enum obd_source_kind kind;
+	int fd;                      /* FILE, CACHE */
+	_Atomic bool no_nowait;      /* the file system knows no RWF_NOWAIT */
+	uint64_t base, size;
+	struct obd_source *inner;    /* ZFILE */
+	struct obd_zfile *zfile;     /* ZFILE */
+	struct obd_units *units;     /* CACHE */
+};
+
+/* True when every unit under [at, at + n), n > 0, is present. */
+OBD_HIDDEN bool obd_units_present(const struct obd_units *u, uint64_t at,
+				  uint64_t n);
+/* Stored range below a cache source; false when src is local. */
+OBD_HIDDEN bool obd_source_stored(struct obd_source *src, uint64_t at,
+				  uint64_t n, struct obd_source **cache,
+				  uint64_t *stored_at, uint64_t *stored_n);
+/* A file source over a file that grows; fd stays the caller's own. */
+OBD_HIDDEN int obd_source_growing(int fd, struct obd_source **out);
+
+/* ---- bits ----------------------------------------------------------- */
+
+static inline bool bit_get(const uint64_t *words, uint64_t i)
+{
+	return words[i / 64] >> (i % 64) & 1;
+}
+
+static inline void bit_set(uint64_t *words, uint64_t i)
+{
+	words[i / 64] |= 1ull << (i % 64);
+}
+
+static inline void bit_clear(uint64_t *words, uint64_t i)
+{
+	words[i / 64] &= ~(1ull << (i % 64));
+}
+
+/* ---- view ----------------------------------------------------------- */
+
+struct obd_view {
+	_Atomic int64_t refs;        /* see view.c for what it counts */
+	struct obd_index *index;
+	uint64_t virtual_size;
+	uint32_t n;
+	bool local;                  /* no source can miss */
+	struct obd_source *sources[];
+};
+
+/* A published view: pointer in the low 48 bits, the count of borrowed
+ * references in the high 16. */
+struct obd_view_slot {
+	_Atomic uint64_t word;
+};
+
+OBD_HIDDEN struct obd_view *obd_view_ref(struct obd_view *view);
+OBD_HIDDEN int obd_view_publish(struct obd_view_slot *slot,
+				struct obd_view *view);
+OBD_HIDDEN struct obd_view *obd_view_borrow(struct obd_view_slot *slot);
+OBD_HIDDEN void obd_view_return(struct obd_view_slot *slot,
+				struct obd_view *view);
+
+/* ---- upper ---------------------------------------------------------- */
+
+struct obd_upper {
+	_Atomic uint32_t refs;
+	int kind;                    /* OBD_UPPER_LOG or OBD_UPPER_SPARSE */
+	bool readonly;
+	int data_fd, index_fd;       /* index_fd -1 when sparse */
+	uint64_t virtual_size;
+	struct obd_source *data;     /* data_fd, however far it grows */
+
+	pthread_rwlock_t maplock;
+	struct obd_map *map;
+
+	/* Flush.  changes counts what was acknowledged, synced how much of
+	 * it is on disk; broken keeps the error of a failed sync, for what
+	 * the kernel dropped then no later sync brings back. */
+	pthread_mutex_t syncing;
+	_Atomic uint64_t changes, synced;
+	_Atomic int broken;
+
+	/* Log.  All under append, but for data_done's readers. */
+	pthread_mutex_t append;
+	uint64_t index_end;          /* where the next record goes */
+	uint64_t data_end;           /* where the next data goes */
+	_Atomic uint64_t data_done;  /* end of the data that is written */
+	bool unmarked;               /* a mark must precede our records */
+	bool untrimmed;              /* the index file is longer than that */
+
+	/* Sparse.  order: shared by writers of whole or present blocks,
+	 * exclusive for who reads, decides and writes. */
+	pthread_rwlock_t order;
+	uint64_t block;              /* what the host makes present at once */
+	uint8_t *scratch;            /* two blocks, under order exclusive */
+};
+
+/* Reads [lba, lba + sectors) of the disk as it is now into buf. */
+typedef int (*obd_upper_read_fn)(struct obd_request *req, void *buf,
+				 uint64_t lba, uint64_t sectors);
+/* Next run in [lba, end) that lowers hold as data; false: none. */
+typedef bool (*obd_upper_lower_fn)(struct obd_request *req, uint64_t lba,
+				   uint64_t end, uint64_t *from,
+				   uint64_t *to);
+
+/* What a sparse layer asks about the disk around it. */
+struct obd_upper_ask {
+	obd_upper_read_fn read;
+	obd_upper_lower_fn lower;
+};
+
+OBD_HIDDEN struct obd_upper *obd_upper_ref(struct obd_upper *upper);
+/* Mapped pieces of [lba, lba + sectors), cut, in order; at most max. */
+OBD_HIDDEN uint32_t obd_upper_find(struct obd_upper *upper, uint64_t lba,
+				   uint64_t sectors, struct obd_record *out,
+				   uint32_t max);
+/* Writes, zeroes or discards the request's range. 0 or -errno. */
+OBD_HIDDEN int obd_upper_change(struct obd_upper *upper,
+				struct obd_request *req,
+				const struct obd_upper_ask *ask);
+/* What a change of [lba, end) reads of the disk first: the rest of the
+ * first and of the last host block; empty ranges when nothing. */
+OBD_HIDDEN void obd_upper_edges(struct obd_upper *upper, uint64_t lba,
+				uint64_t end, uint64_t head[2],
+				uint64_t tail[2]);
+
+/* upper_log.c and upper_sparse.c, called by upper.c alone */
+OBD_HIDDEN int obd_log_load(struct obd_upper *upper,
+			    struct obd_upper_report *report);
+OBD_HIDDEN int obd_log_change(struct obd_upper *upper,
+			      struct obd_request *req);
+OBD_HIDDEN int obd_log_sync(struct obd_upper *upper);
+OBD_HIDDEN int obd_sparse_load(struct obd_upper *upper,
+			       struct obd_upper_report *report);
+OBD_HIDDEN int obd_sparse_change(struct obd_upper *upper,
+				 struct obd_request *req,
+				 const struct obd_upper_ask *ask);
+OBD_HIDDEN int obd_upper_map(struct obd_upper *upper, struct obd_record rec);
+/* All of the iovecs' first n bytes, from byte skip, at `at`. */
+OBD_HIDDEN int obd_write_iov(int fd, const struct iovec *iov, uint32_t count,
+			     uint64_t n, uint64_t at);
+
+/* ---- device --------------------------------------------------------- */
+
+enum obd_stat { ST_READS, ST_READ_BYTES, ST_WRITES, ST_WRITTEN_BYTES,
+		ST_DISCARDS, ST_DISCARDED_BYTES, ST_FLUSHES, ST_ERRORS,
+		ST_MISSES, ST_PARKED, ST_CORRUPT, ST_ALLOCATIONS, ST_COUNT };
+#define STAT_SHARDS 8u
+
+struct obd_counters {
+	_Alignas(64) _Atomic uint64_t v[ST_COUNT];
+};
+
+struct obd_device {
+	_Atomic uint32_t refs;       /* handles and requests not inline */
+	uint32_t flags;
+	uint64_t size;
+	uint64_t deadline_ms;
+	struct obd_upper *upper;     /* NULL: none */
+	_Atomic int32_t closed;      /* 0, or -errno for new requests */
+	struct obd_view_slot view;
+	struct obd_counters counters[STAT_SHARDS];
+};
+
+/* The calling thread's shard of a device's counters. */
+OBD_HIDDEN uint32_t obd_thread_shard(void);
+
+static inline void obd_count(struct obd_device *dev, enum obd_stat what,
+			     uint64_t n)
+{
+	atomic_fetch_add_explicit(&dev->counters[obd_thread_shard()].v[what],
+				  n, memory_order_relaxed);
+}
+
+/* ---- pieces of a disk (request.c) ------------------------------------ */
+
+struct obd_piece {
+	struct obd_source *src;      /* NULL: reads as zeros */
+	uint64_t at;                 /* bytes in src */
+	uint64_t lba, sectors;
+	uint32_t state;              /* OBD_EXTENT_* */
+};
+
+#define WALK_BATCH 16u
+/* Walks [lba, end) in order, gaps included. */
+struct obd_walk {
+	struct obd_upper *upper;     /* NULL: the view alone */
+	struct obd_view *view;
+	uint64_t lba, end;
+	uint64_t low_end;            /* lowers alone up to here */
+	uint64_t top_end;            /* top[] is right up to here */
+	uint32_t top_next, top_count;
+	uint32_t low_next, low_count;
+	struct obd_record top[WALK_BATCH], low[WALK_BATCH];
+};
+
+OBD_HIDDEN void obd_walk_start(struct obd_walk *w, struct obd_upper *upper,
+			       struct obd_view *view, uint64_t lba,
+			       uint64_t end);
+OBD_HIDDEN bool obd_walk_next(struct obd_walk *w, struct obd_piece *piece);
+
+/* ---- requests (request.c, miss.c) ------------------------------------ */
+
+/* Where a request is.  Written under the miss lock:
+ *   RUNNING -> SETUP    want() found a first absent unit
+ *   SETUP -> RUNNING    settle(): its unit came, or failed, meanwhile
+ *   SETUP -> PARKED     settle(): it waits; nobody runs it
+ *   PARKED -> RUNNING   fill, failure, deadline, close: to a helper */
+enum { REQ_RUNNING, REQ_SETUP, REQ_WOKEN, REQ_PARKED };
+
+enum obd_settled { SETTLED_RUN, SETTLED_PARKED };
+/* Ends the gathering of misses: park, or run again at once (also when
+ * miss_err is set). */
+OBD_HIDDEN enum obd_settled obd_miss_settle(struct obd_request *req);
+/* Ends every parked request of dev with error. */
+OBD_HIDDEN void obd_miss_abandon(struct obd_device *dev, int error);
+/* Takes a dying cache source off the queue. */
+OBD_HIDDEN void obd_miss_forget(struct obd_source *src);
+/* A bad block is stored at [at, at + n): its units must come again. */
+OBD_HIDDEN void obd_miss_spoil(struct obd_source *cache, uint64_t at,
+			       uint64_t n);
+/* Units [first, first + count) of cache are wanted by req. Locked by the
+ * caller (miss.c); request.c walks the pieces. */
+OBD_HIDDEN bool obd_request_touches(struct obd_request *req,
+				    struct obd_source *cache, uint64_t first,
+				    uint64_t count);
+/* Goes on with a request that was woken; may block. */
+OBD_HIDDEN void obd_request_resume(struct obd_request *req);
+/* A request of the caller's own thread: blocks until it has ended. */
+OBD_HIDDEN int obd_request_wait(struct obd_request *req);
+
+#endif

@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * source.c - where a layer's bytes come from: an open file, a cache file
+ * with a presence bitmap, or a ZFile over either.
+ */
+#include <fcntl.h>
+#include <stdlib.h>
+
+#include "core.h"
+
+static struct obd_source *source_alloc(enum obd_source_kind kind, int fd,
+				       uint64_t base, uint64_t size)
+{
+	struct obd_source *src = calloc(1, sizeof(*src));
+
+	if (src) {
+		src->refs = 1;
+		src->kind = kind;
+		src->fd = fd;
+		src->base = base;
+		src->size = size;
+	}
+	return src;
+}
+
+int32_t obd_source_file(int32_t fd, uint64_t base, uint64_t size,
+			struct obd_source **out)
+{
+	if (fd < 0)
+		return -EBADF;
+	if (base > INT64_MAX || size > INT64_MAX - base)
+		return -EINVAL;
+	*out = source_alloc(SRC_FILE, fd, base, size);
+	return *out ? 0 : -ENOMEM;
+}
+
+int obd_source_growing(int fd, struct obd_source **out)
+{
+	int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	int err;
+
+	if (own < 0)
+		return -errno;
+	err = obd_source_file(own, 0, INT64_MAX, out);
+	if (err)
+		close(own);
+	return err;
+}
+
+/* ---- units ----------------------------------------------------------- */
+
+static void units_free(struct obd_units *u)
+{
+	if (!u)
+		return;
+	free((void *)u->present);
+	free(u->asked);
+	free(u->queued);
+	free(u->corrupt);
+	free(u);
+}
+
+static struct obd_units *units_alloc(uint64_t size, uint32_t unit,
+				     uint64_t id)
+{
+	struct obd_units *u = calloc(1, sizeof(*u));
+	uint64_t words;
+
+	if (!u)
+		return NULL;
+	u->shift = (uint32_t)__builtin_ctz(unit);
+	u->count = (size >> u->shift) + ((size & (unit - 1)) != 0);
+	u->id = id;
+	words = u->count / 64 + 1;
+	u->present = calloc(words, sizeof(*u->present));
+	u->asked = calloc(words, sizeof(*u->asked));
+	u->queued = calloc(words, sizeof(*u->queued));
+	u->corrupt = calloc(words, sizeof(*u->corrupt));
+	if (u->present && u->asked && u->queued && u->corrupt)
+		return u;
+	units_free(u);
+	return NULL;
+}
+
+int32_t obd_source_cache(int32_t fd, uint64_t size, uint32_t unit,
+			 uint64_t id, struct obd_source **out)
+{
+	struct obd_source *src;
+
+	if (fd < 0)
+		return -EBADF;
+	if (unit < 4096 || (unit & (unit - 1)) || size > INT64_MAX)
+		return -EINVAL;
+	src = source_alloc(SRC_CACHE, fd, 0, size);
+	if (!src)
+		return -ENOMEM;
+	src->units = units_alloc(size, unit, id);
+	if (!src->units) {
+		free(src);
+		return -ENOMEM;
+	}
+	*out = src;
+	return 0;
+}
+
+bool obd_units_present(const struct obd_units *u, uint64_t at, uint64_t n)
+{
+	uint64_t first = at >> u->shift, last = (at + n - 1) >> u->shift;
+	uint64_t i, word, want;
+
+	for (i = first / 64; i <= last / 64; i++) {
+		want = ~0ull;
+		if (i == first / 64)
+			want &= ~0ull << (first % 64);
+		if (i == last / 64)
+			want &= ~0ull >> (63 - last % 64);
+		word = atomic_load_explicit(&u->present[i],
+					    memory_order_acquire);
+		if ((word & want) != want)
+			return false;
+	}
+	return true;
+}
+
+/* ---- life ------------------------------------------------------------ */
+
+int32_t obd_source_zfile(struct obd_source *inner,
+			 const struct obd_zfile_info *info,
+			 struct obd_source **out)
+{
+	struct obd_source *src;
+	int err;
+
+	if (!inner || inner->kind == SRC_ZFILE)
+		return -EINVAL;
+	src = source_alloc(SRC_ZFILE, -1, 0, 0);
+	if (!src)
+		return -ENOMEM;
+	err = obd_zfile_open(inner, info, &src->zfile);
+	if (err) {
+		free(src);
+		return err == -ENODATA ? -EAGAIN : err;
+	}
+	src->inner = obd_source_ref(inner);
+	src->size = obd_zfile_size(src->zfile);
+	*out = src;
+	return 0;
+}
+
+struct obd_source *obd_source_ref(struct obd_source *src)
+{
+	atomic_fetch_add_explicit(&src->refs, 1, memory_order_relaxed);
+	return src;
+}
+
+void obd_source_unref(struct obd_source *src)
+{
+	if (!src || atomic_fetch_sub_explicit(&src->refs, 1,
+					      memory_order_acq_rel) != 1)
+		return;
+	if (src->kind == SRC_CACHE)
+		obd_miss_forget(src);
+	if (src->zfile)
+		obd_zfile_free(src->zfile);
+	obd_source_unref(src->inner);
+	units_free(src->units);
+	if (src->fd >= 0)
+		obd_io_close(src->fd);
+	free(src);
+}
+
+uint64_t obd_source_size(struct obd_source *src)
+{
+	return src->size;
+}
+
+bool obd_source_is_local(const struct obd_source *src)
+{
+	if (src->kind == SRC_ZFILE)
+		src = src->inner;
+	return src->kind == SRC_FILE;
+}
+
+bool obd_source_stored(struct obd_source *src, uint64_t at, uint64_t n,
+		       struct obd_source **cache, uint64_t *stored_at,
+		       uint64_t *stored_n)
+{
+	*stored_at = at;
+	*stored_n = n;
+	if (src->kind == SRC_ZFILE) {
+		if (src->inner->kind != SRC_CACHE)
+			return false;
+		obd_zfile_range(src->zfile, at, n, stored_at, stored_n);
+		src = src->inner;
+	}
+	*cache = src;
+	return src->kind == SRC_CACHE;
+}
+
+/* ---- reading --------------------------------------------------------- */
+
+/* Errors that mean something to the caller of obd_source_read() must not
+ * come from a file system by chance. */
+static int read_error(int64_t got)
+{
+	return got >= 0 || got == -EAGAIN || got == -ENODATA ||
+	       got == -EUCLEAN ? -EIO : (int)got;
+}
+
+static int read_fd(struct obd_source *src, void *buf, uint64_t n,
+		   uint64_t at, enum obd_try how)
+{
+	int64_t got;
+
+	if (how == OBD_TRY_NOWAIT &&
+	    !atomic_load_explicit(&src->no_nowait, memory_order_relaxed)) {
+		got = obd_io_pread_nowait(src->fd, buf, n, src->base + at);
+		if (obd_likely(got == (int64_t)n))
+			return 0;
+		if (got >= 0 || got == -EAGAIN)
+			return -EAGAIN;
+		if (got != -EOPNOTSUPP)
+			return read_error(got);
+		atomic_store_explicit(&src->no_nowait, true,
+				      memory_order_relaxed);
+	}
+	got = obd_io_pread(src->fd, buf, n, src->base + at);
+	return obd_likely(got == (int64_t)n) ? 0 : read_error(got);
+}
+
+static int read_cache(struct obd_source *src, void *buf, uint64_t n,
+		      uint64_t at, enum obd_try how)
+{
+	struct obd_units *u = src->units;
+	uint64_t losses = atomic_load(&u->losses);
+	int err;
+
+	if (!obd_units_present(u, at, n))
+		return -ENODATA;
+	err = read_fd(src, buf, n, at, how);
+	if (err)
+		return err;
+	return obd_likely(atomic_load(&u->losses) == losses) ? 0 : -ENODATA;
+}
+
+/* A bad block of a remote ZFile: it has to be fetched again. */
+static void spoil_block(struct obd_source *src, uint64_t nr)
+{
+	uint64_t at;
+	uint32_t length;
+
+	if (src->inner->kind == SRC_CACHE &&
+	    !obd_zfile_block(src->zfile, nr, &at, &length))
+		obd_miss_spoil(src->inner, at, length);
+}
+
+int obd_source_read(struct obd_source *src, void *buf, uint64_t n,
+		    uint64_t at, enum obd_try how)
+{
+	uint64_t bad;
+	int err;
+
+	if (obd_unlikely(at > src->size || n > src->size - at))
+		return -EIO;
+	if (obd_unlikely(!n))
+		return 0;
+	if (src->kind == SRC_FILE)
+		return read_fd(src, buf, n, at, how);
+	if (src->kind == SRC_CACHE)
+		return read_cache(src, buf, n, at, how);
+	err = obd_zfile_read(src->zfile, src->inner, buf, n, at, how, &bad);
+	if (obd_unlikely(err == -EUCLEAN))
+		spoil_block(src, bad);
+	return err;
+}
+
+int64_t obd_source_pread(struct obd_source *src, void *buf, uint64_t n,
+			 uint64_t at)
+{
+	int err;
+
+	if (at >= src->size)
+		return 0;
+	if (n > src->size - at)
+		n = src->size - at;
+	if (n > INT64_MAX)
+		return -EINVAL;
+	err = obd_source_read(src, buf, n, at, OBD_TRY_BLOCK);
+	if (err)
+		return err == -ENODATA ? -EAGAIN : err;
+	return (int64_t)n;
+}
+
+int32_t obd_source_block(struct obd_source *zfile, uint64_t nr, uint64_t *at,
+			 uint32_t *length)
+{
+	if (zfile->kind != SRC_ZFILE)
+		return -EINVAL;
+	return obd_zfile_block(zfile->zfile, nr, at, length);
+}
+
+/* ---- the bitmap, as TypeScript saves it ------------------------------ */
+
+int32_t obd_source_bitmap_get(struct obd_source *cache, void *bits,
+			      uint64_t bytes)
+{
+	struct obd_units *u = cache->units;
+	uint8_t *out = bits;
+	uint64_t i, word;
+
+	if (cache->kind != SRC_CACHE || bytes != (u->count + 7) / 8)
+		return -EINVAL;
+	for (i = 0; i < bytes; i++) {
+		word = atomic_load_explicit(&u->present[i / 8],
+					    memory_order_acquire);
+		out[i] = (uint8_t)(word >> (i % 8 * 8));
+	}
+	return 0;
+}
