@@ -78,7 +78,9 @@ function reason(error: unknown): string {
 }
 
 /** The first local file of a lower that exists; undefined: none. */
-async function localFile(lower: LowerConfig): Promise<string | undefined> {
+export async function localFile(
+  lower: LowerConfig,
+): Promise<string | undefined> {
   const { file, dir } = lower;
   const candidates = file === "" ? [] : [file];
   if (dir !== "") {

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Checks everything that an image config names.
+ *
+ * @module
+ */
+import { createHash } from "node:crypto";
+import { createReadStream } from "node:fs";
+import { stat } from "node:fs/promises";
+import { pipeline } from "node:stream/promises";
+import type { JobOptions } from "../../ffi/engine.ts";
+import { checkLayer, type Finding } from "../layer/check.ts";
+import type { ImageConfig, LowerConfig } from "./config.ts";
+import { hasUpper, localFile, MAX_LOWERS, openStack } from "./image.ts";
+
+function error(code: string, where: string, text: string): Finding {
+  return { severity: "error", code, where, text };
+}
+
+async function sha256(path: string, signal?: AbortSignal): Promise<string> {
+  const hash = createHash("sha256");
+  await pipeline(createReadStream(path), hash, { signal });
+  return hash.digest("hex");
+}
+
+/** Size and digest of a local copy against what the config says. */
+async function checkBlob(
+  lower: LowerConfig,
+  path: string,
+  where: string,
+  options: JobOptions,
+): Promise<Finding[]> {
+  // `file` may be any layer; only what lies in `dir` is the blob itself.
+  if (path === lower.file) return [];
+  const findings: Finding[] = [];
+  const { size } = await stat(path);
+  if (lower.size !== 0 && lower.size !== size) {
+    findings.push(error(
+      "size",
+      where,
+      `${path} has ${size} bytes, the config says ${lower.size}`,
+    ));
+  }
+  const [, want] = /^sha256:([0-9a-f]{64})$/i.exec(lower.digest) ?? [];
+  if (want !== undefined) {
+    const got = await sha256(path, options.signal);
+    if (got !== want.toLowerCase()) {
+      findings.push(error(
+        "digest",
+        where,
+        `${path} is sha256:${got}, the config says ${lower.digest}`,
+      ));
+    }
+  }
+  return findings;
+}
+
+async function checkLower(
+  lower: LowerConfig,
+  where: string,
+  options: JobOptions,
+): Promise<Finding[]> {
+  const path = await localFile(lower);
+  if (path === undefined) {
+    const named = [lower.file, lower.dir].filter((name) => name !== "");
+    return [error(
+      "missing",
+      where,
+      `no local file${
+        named.length > 0 ? `: nothing at ${named.join(", ")}` : ""
+      }`,
+    )];
+  }
+  const findings = await checkLayer(path, options);
+  return [
+    ...findings.map((f) => ({ ...f, where: `${where}: ${f.where}` })),
+    ...await checkBlob(lower, path, where, options),
+  ];
+}
+
+/**
+ * Checks every layer of an image, every checksum, and that they stack.
+ *
+ * @returns what was found; sound when none has severity `error`
+ */
+export async function checkImage(
+  config: ImageConfig,
+  options: JobOptions = {},
+): Promise<Finding[]> {
+  const findings: Finding[] = [];
+  if (config.lowers.length > MAX_LOWERS) {
+    findings.push(error(
+      "count",
+      "lowers",
+      `${config.lowers.length} layers, at most ${MAX_LOWERS}`,
+    ));
+  }
+  for (const [i, lower] of config.lowers.entries()) {
+    findings.push(...await checkLower(lower, `lowers[${i}]`, options));
+  }
+  if (findings.some((f) => f.severity === "error")) return findings;
+  try {
+    using stack = await openStack(config, { readonly: true });
+    const where = hasUpper(config) ? "upper" : "image";
+    for (const text of stack.warnings) {
+      findings.push({ severity: "warning", code: "mended", where, text });
+    }
+  } catch (cause) {
+    const text = cause instanceof Error ? cause.message : String(cause);
+    findings.push(error("open", "image", text));
+  }
+  return findings;
+}
