@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Files that appear whole or not at all: written without a name, synced, then
+ * linked.  A process that is killed before leaves nothing.
+ *
+ * @module
+ */
+import { lstatSync, readlinkSync, statSync } from "node:fs";
+import { basename, dirname, join, resolve } from "node:path";
+import {
+  closeFd,
+  linkFd,
+  O,
+  openFd,
+  renamePath,
+  syncFd,
+  truncateFd,
+  unlinkPath,
+} from "../../ffi/engine.ts";
+import { EngineError } from "../../ffi/errors.ts";
+
+const ENOENT = 2;
+const EEXIST = 17;
+const EISDIR = 21;
+const EOPNOTSUPP = 95;
+
+/** A file being written. */
+export interface OutputFile {
+  fd: number;
+  /** a pipe or device: written in place and in order, cannot seek */
+  stream: boolean;
+  /** `st_mode` that the file will have */
+  mode: number;
+  /** Empties it, to start again. */
+  restart(): void;
+  /** Makes it durable and gives it its name. */
+  publish(): Promise<void>;
+  /** Lets it go without a trace; harmless after `publish()`. */
+  abort(): void;
+}
+
+/** How an output is made. */
+export interface OutputOptions {
+  /** an existing file is replaced, once the new one is durable */
+  replace?: boolean;
+  /** permissions, before the umask */
+  mode?: number;
+}
+
+/** Where a path really leads, also when its last link dangles. */
+function followLinks(path: string): string {
+  let at = resolve(path);
+  for (let hops = 0; hops < 40; hops++) {
+    const link = lstatSync(at, { throwIfNoEntry: false });
+    if (link?.isSymbolicLink() !== true) return at;
+    at = resolve(dirname(at), readlinkSync(at));
+  }
+  throw new EngineError(40, `cannot create ${path}`);
+}
+
+/** A pipe, device or terminal: opened as it is. */
+function openInPlace(path: string): OutputFile {
+  const fd = openFd(path, O.WRONLY);
+  let open = true;
+  const close = () => {
+    if (open) closeFd(fd);
+    open = false;
+  };
+  return {
+    fd,
+    stream: true,
+    mode: 0o100644,
+    restart: () => {
+      throw new Error(`cannot start ${path} again: it is no regular file`);
+    },
+    publish: () => {
+      close();
+      return Promise.resolve();
+    },
+    abort: close,
+  };
+}
+
+/** A name beside `path` that nobody else uses. */
+function temporaryName(path: string): string {
+  const unique = crypto.randomUUID().slice(0, 8);
+  return join(dirname(path), `.${basename(path)}.${Deno.pid}-${unique}`);
+}
+
+/** An unnamed file in `dir`, or a named one where that cannot be had. */
+function openUnnamed(
+  path: string,
+  mode: number,
+): { fd: number; name: string | undefined } {
+  try {
+    return {
+      fd: openFd(dirname(path), O.TMPFILE | O.RDWR, mode),
+      name: undefined,
+    };
+  } catch (error) {
+    const unsupported = error instanceof EngineError &&
+      (error.errno === EOPNOTSUPP || error.errno === EISDIR);
+    if (!unsupported) {
+      throw error instanceof EngineError
+        ? new EngineError(error.errno, `cannot create ${path}`)
+        : error;
+    }
+    const name = temporaryName(path);
+    return { fd: openFd(name, O.CREAT | O.EXCL | O.RDWR, mode), name };
+  }
+}
+
+/** Makes names in a directory durable. */
+export async function syncDirectory(dir: string): Promise<void> {
+  const fd = openFd(dir, O.RDONLY);
+  try {
+    await syncFd(fd);
+  } finally {
+    closeFd(fd);
+  }
+}
+
+/**
+ * Gives an unnamed file its name.
+ *
+ * @param replace an existing file goes in the same moment
+ * @throws {EngineError} EEXIST when the name is taken and `replace` is not set
+ */
+export function nameFile(fd: number, path: string, replace: boolean): void {
+  if (!replace) return linkFd(fd, path);
+  const name = temporaryName(path);
+  linkFd(fd, name);
+  try {
+    renamePath(name, path);
+  } catch (error) {
+    unlinkPath(name);
+    throw error;
+  }
+}
+
+/**
+ * Starts an output.
+ *
+ * @param path what it will be called; symbolic links are followed
+ * @throws {EngineError} EEXIST when it exists and `replace` is not set, or
+ *   why the directory cannot be written
+ */
+export function createOutput(
+  path: string,
+  options: OutputOptions = {},
+): OutputFile {
+  const replace = options.replace ?? false;
+  const existing = statSync(path, { throwIfNoEntry: false });
+  if (existing?.isDirectory() === true) {
+    throw new EngineError(EISDIR, `cannot create ${path}`);
+  }
+  if (existing !== undefined && !existing.isFile()) return openInPlace(path);
+  if (lstatSync(path, { throwIfNoEntry: false }) !== undefined && !replace) {
+    throw new EngineError(EEXIST, `cannot create ${path}`);
+  }
+  const real = followLinks(path);
+  const { fd, name } = openUnnamed(real, options.mode ?? 0o644);
+  let open = true;
+  const abort = () => {
+    if (!open) return;
+    open = false;
+    closeFd(fd);
+    if (name !== undefined) unlinkPath(name);
+  };
+  return {
+    fd,
+    stream: false,
+    mode: statSync(`/proc/self/fd/${fd}`).mode,
+    restart: () => truncateFd(fd, 0),
+    publish: async () => {
+      try {
+        await syncFd(fd);
+        nameFile(fd, real, replace);
+      } catch (error) {
+        throw error instanceof EngineError
+          ? new EngineError(error.errno, `cannot create ${path}`)
+          : error;
+      } finally {
+        abort();
+      }
+      await syncDirectory(dirname(real));
+    },
+    abort,
+  };
+}
+
+/** True when an error says that a file is not there. */
+export function isMissing(error: unknown): boolean {
+  return error instanceof EngineError && error.errno === ENOENT;
+}

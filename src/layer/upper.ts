@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Opens a writable layer, append-only or sparse (spec/lsmt.md, sections 5
+ * and 7).
+ *
+ * @module
+ */
+import { readFileSync, statSync } from "node:fs";
+import {
+  BadIndexError,
+  closeFd,
+  flock,
+  LOCK,
+  O,
+  openFd,
+  openUpper as openEngineUpper,
+  preadFd,
+  pwriteFd,
+  sizeOfFd,
+  syncFd,
+  truncateFd,
+  type Upper,
+  type UpperReport,
+} from "../../ffi/engine.ts";
+import { FormatError } from "../format/error.ts";
+import {
+  BLOCK_SIZE,
+  FLAG,
+  type LsmtBlock,
+  parseIndexHeader,
+  parseLsmtHeader,
+  parseLsmtTrailer,
+} from "../format/lsmt.ts";
+import { describeBadIndex } from "./open.ts";
+
+/** Byte of a header at which the virtual size stands. */
+export const VIRTUAL_SIZE_AT = 48;
+
+/** Another process has the layer open. */
+export class BusyError extends Error {
+  override readonly name = "BusyError";
+}
+
+/** What to open, and how. */
+export interface UpperOptions {
+  data: string;
+  /** not read for a sparse layer */
+  index: string;
+  /** nothing is written, and other readers are let in */
+  readonly: boolean;
+  /** bytes: taken over by a layer that was created with size 0 */
+  inheritedSize?: bigint;
+}
+
+/** An open writable layer. */
+export interface OpenUpper extends Disposable {
+  kind: "log" | "sparse";
+  upper: Upper;
+  /** of the data file */
+  header: LsmtBlock;
+  /** bytes */
+  virtualSize: bigint;
+  report: UpperReport;
+  /** what opening mended or left out, one sentence each */
+  warnings: readonly string[];
+  close(): void;
+}
+
+/** The process that holds a flock on the file, from /proc/locks. */
+export function lockHolder(path: string): number | undefined {
+  const { dev, ino } = statSync(path);
+  const major = (dev >> 8) & 0xfff;
+  const minor = (dev & 0xff) | ((dev >> 12) & 0xfff00);
+  const hex = (n: number) => n.toString(16).padStart(2, "0");
+  const id = `${hex(major)}:${hex(minor)}:${ino}`;
+  for (const line of readFileSync("/proc/locks", "utf8").split("\n")) {
+    const fields = line.trim().split(/\s+/);
+    if (fields[1] === "FLOCK" && fields[5] === id) return Number(fields[4]);
+  }
+  return undefined;
+}
+
+/**
+ * Locks a writable layer's data file for as long as `fd` is open.
+ *
+ * @throws {BusyError} another process has it; names its pid
+ */
+export function lockUpper(fd: number, path: string, readonly: boolean): void {
+  if (flock(fd, (readonly ? LOCK.SH : LOCK.EX) | LOCK.NB)) return;
+  const pid = lockHolder(path);
+  const who = pid === undefined ? "another process" : `process ${pid}`;
+  throw new BusyError(`cannot open ${path}: it is in use by ${who}`);
+}
+
+function readBlock(fd: number, path: string, at = 0): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(BLOCK_SIZE);
+  const got = preadFd(fd, bytes, at);
+  if (got < BLOCK_SIZE) {
+    throw new FormatError(
+      `${path} has ${at + got} bytes, a writable layer at least ${BLOCK_SIZE}`,
+    );
+  }
+  return bytes;
+}
+
+/** True when a file ends with the trailer of a sealed layer. */
+function isSealed(fd: number): boolean {
+  const size = sizeOfFd(fd);
+  if (size < 2 * BLOCK_SIZE) return false;
+  const bytes = new Uint8Array(BLOCK_SIZE);
+  preadFd(fd, bytes, size - BLOCK_SIZE);
+  try {
+    parseLsmtTrailer(bytes, size);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Rewrites the virtual size of a header in place. */
+export function writeVirtualSize(fd: number, size: bigint): void {
+  const bytes = new Uint8Array(8);
+  new DataView(bytes.buffer).setBigUint64(0, size, true);
+  pwriteFd(fd, bytes, VIRTUAL_SIZE_AT);
+}
+
+/** Gives a layer of size 0 the size of the stack below it. */
+async function inheritSize(
+  dataFd: number,
+  indexFd: number,
+  size: bigint,
+): Promise<void> {
+  writeVirtualSize(dataFd, size);
+  if (indexFd >= 0) writeVirtualSize(indexFd, size);
+  else truncateFd(dataFd, BigInt(BLOCK_SIZE) + size);
+  await syncFd(dataFd);
+  if (indexFd >= 0) await syncFd(indexFd);
+}
+
+function warningsOf(path: string, report: UpperReport): string[] {
+  const warnings: string[] = [];
+  if (report.tornBytes > 0) {
+    warnings.push(
+      `${path} ends with ${report.tornBytes} bytes of a torn record, left out`,
+    );
+  }
+  if (report.cutRecord !== undefined) {
+    warnings.push(
+      `${path}: record ${report.cutRecord} and all behind it were never ` +
+        "flushed and did not survive, left out",
+    );
+  }
+  if (report.trimmed > 0) {
+    warnings.push(
+      `${path}: ${report.trimmed} bytes of an unfinished seal, left out`,
+    );
+  }
+  return warnings;
+}
+
+/** Opens the index file of a log layer and reads its header. */
+function openIndex(
+  options: UpperOptions,
+  flags: number,
+): { fd: number; header: LsmtBlock } {
+  const fd = openFd(options.index, flags);
+  try {
+    return { fd, header: parseIndexHeader(readBlock(fd, options.index)) };
+  } catch (error) {
+    closeFd(fd);
+    throw error;
+  }
+}
+
+async function open(
+  options: UpperOptions,
+  dataFd: number,
+  flags: number,
+  opened: { indexFd: number },
+): Promise<OpenUpper> {
+  lockUpper(dataFd, options.data, options.readonly);
+  const header = parseLsmtHeader(readBlock(dataFd, options.data));
+  const sparse = (header.flags & FLAG.sparse) !== 0;
+  if (sparse && isSealed(dataFd)) {
+    throw new FormatError("it is sealed: it cannot be written any more");
+  }
+  const index = sparse ? undefined : openIndex(options, flags);
+  opened.indexFd = index?.fd ?? -1;
+  let virtualSize = index?.header.virtualSize ?? header.virtualSize;
+  const inherited = options.inheritedSize ?? 0n;
+  if (virtualSize === 0n && inherited > 0n) {
+    virtualSize = inherited;
+    if (!options.readonly) {
+      await inheritSize(dataFd, opened.indexFd, inherited);
+    }
+  }
+  const { upper, report } = await openEngineUpper(
+    sparse ? "sparse" : "log",
+    dataFd,
+    opened.indexFd,
+    virtualSize,
+    options.readonly,
+  );
+  return {
+    kind: sparse ? "sparse" : "log",
+    upper,
+    header,
+    virtualSize,
+    report,
+    warnings: warningsOf(sparse ? options.data : options.index, report),
+    close: () => upper.close(),
+    [Symbol.dispose]: () => upper.close(),
+  };
+}
+
+/**
+ * Opens a writable layer.  It stays locked until `close()`: against everybody
+ * when it is to be written, against writers when not.
+ *
+ * @throws {BusyError} another process has it
+ * @throws {FormatError} which rule does not hold
+ * @throws {EngineError} it cannot be read or written
+ */
+export async function openUpper(options: UpperOptions): Promise<OpenUpper> {
+  const flags = options.readonly ? O.RDONLY : O.RDWR;
+  const dataFd = openFd(options.data, flags);
+  const opened = { indexFd: -1 };
+  try {
+    return await open(options, dataFd, flags, opened);
+  } catch (error) {
+    closeFd(dataFd);
+    if (opened.indexFd >= 0) closeFd(opened.indexFd);
+    if (error instanceof BadIndexError) {
+      throw new FormatError(
+        `cannot open writable layer ${options.data}: ${
+          describeBadIndex(error)
+        }`,
+        { cause: error },
+      );
+    }
+    if (error instanceof FormatError) {
+      throw new FormatError(
+        `cannot open writable layer ${options.data}: ${error.message}`,
+        { cause: error },
+      );
+    }
+    throw error;
+  }
+}
