@@ -18,7 +18,7 @@
 
 #include "internal.h"
 
-/* ---- source -------------------------------------------------------- */
+/* ---- source ------------------------------------------------------------ */
 
 enum obd_source_kind { SRC_FILE, SRC_CACHE, SRC_ZFILE };
 
@@ -64,7 +64,7 @@ OBD_HIDDEN bool obd_source_stored(struct obd_source *src, uint64_t at,
 /* A file source over a file that grows; fd stays the caller's own. */
 OBD_HIDDEN int obd_source_growing(int fd, struct obd_source **out);
 
-/* ---- bits ----------------------------------------------------------- */
+/* ---- bits -------------------------------------------------------------- */
 
 static inline bool bit_get(const uint64_t *words, uint64_t i)
 {
@@ -81,7 +81,7 @@ static inline void bit_clear(uint64_t *words, uint64_t i)
 	words[i / 64] &= ~(1ull << (i % 64));
 }
 
-/* ---- view ----------------------------------------------------------- */
+/* ---- view -------------------------------------------------------------- */
 
 struct obd_view {
 	_Atomic int64_t refs;        /* see view.c for what it counts */
@@ -99,13 +99,13 @@ struct obd_view_slot {
 };
 
 OBD_HIDDEN struct obd_view *obd_view_ref(struct obd_view *view);
-OBD_HIDDEN int obd_view_publish(struct obd_view_slot *slot,
-				struct obd_view *view);
+OBD_HIDDEN void obd_view_publish(struct obd_view_slot *slot,
+				 struct obd_view *view);
 OBD_HIDDEN struct obd_view *obd_view_borrow(struct obd_view_slot *slot);
 OBD_HIDDEN void obd_view_return(struct obd_view_slot *slot,
-				struct obd_view *view);
+				 struct obd_view *view);
 
-/* ---- upper ---------------------------------------------------------- */
+/* ---- upper ------------------------------------------------------------- */
 
 struct obd_upper {
 	_Atomic uint32_t refs;
@@ -163,8 +163,8 @@ OBD_HIDDEN uint32_t obd_upper_find(struct obd_upper *upper, uint64_t lba,
 OBD_HIDDEN int obd_upper_change(struct obd_upper *upper,
 				struct obd_request *req,
 				const struct obd_upper_ask *ask);
-/* What a change of [lba, end) reads of the disk first: the rest of the
- * first and of the last host block; empty ranges when nothing. */
+/* What a change of [lba, end) may read of the disk first: the host blocks
+ * that its ends split; empty ranges when nothing. */
 OBD_HIDDEN void obd_upper_edges(struct obd_upper *upper, uint64_t lba,
 				uint64_t end, uint64_t head[2],
 				uint64_t tail[2]);
@@ -181,11 +181,11 @@ OBD_HIDDEN int obd_sparse_change(struct obd_upper *upper,
 				 struct obd_request *req,
 				 const struct obd_upper_ask *ask);
 OBD_HIDDEN int obd_upper_map(struct obd_upper *upper, struct obd_record rec);
-/* All of the iovecs' first n bytes, from byte skip, at `at`. */
+/* All n bytes of the iovecs at `at`. */
 OBD_HIDDEN int obd_write_iov(int fd, const struct iovec *iov, uint32_t count,
 			     uint64_t n, uint64_t at);
 
-/* ---- device --------------------------------------------------------- */
+/* ---- device ------------------------------------------------------------ */
 
 enum obd_stat { ST_READS, ST_READ_BYTES, ST_WRITES, ST_WRITTEN_BYTES,
 		ST_DISCARDS, ST_DISCARDED_BYTES, ST_FLUSHES, ST_ERRORS,
@@ -217,7 +217,7 @@ static inline void obd_count(struct obd_device *dev, enum obd_stat what,
 				  n, memory_order_relaxed);
 }
 
-/* ---- pieces of a disk (request.c) ------------------------------------ */
+/* ---- pieces of a disk (request.c) -------------------------------------- */
 
 struct obd_piece {
 	struct obd_source *src;      /* NULL: reads as zeros */
@@ -244,7 +244,7 @@ OBD_HIDDEN void obd_walk_start(struct obd_walk *w, struct obd_upper *upper,
 			       uint64_t end);
 OBD_HIDDEN bool obd_walk_next(struct obd_walk *w, struct obd_piece *piece);
 
-/* ---- requests (request.c, miss.c) ------------------------------------ */
+/* ---- requests (request.c, miss.c) -------------------------------------- */
 
 /* Where a request is.  Written under the miss lock:
  *   RUNNING -> SETUP    want() found a first absent unit
@@ -271,6 +271,8 @@ OBD_HIDDEN bool obd_request_touches(struct obd_request *req,
 				    uint64_t count);
 /* Goes on with a request that was woken; may block. */
 OBD_HIDDEN void obd_request_resume(struct obd_request *req);
+/* The same on a helper thread. */
+OBD_HIDDEN void obd_request_offload(struct obd_request *req);
 /* A request of the caller's own thread: blocks until it has ended. */
 OBD_HIDDEN int obd_request_wait(struct obd_request *req);
 

@@ -33,7 +33,7 @@ static struct {
 	uint64_t next_ms;              /* no deadline is earlier */
 } timer = { .next_ms = NEVER };
 
-/* ---- ranges of bits --------------------------------------------------- */
+/* ---- ranges of bits ---------------------------------------------------- */
 
 /* The bits of word i that lie in [first, first + count), count > 0. */
 static uint64_t word_mask(uint64_t i, uint64_t first, uint64_t count)
@@ -83,7 +83,7 @@ static void present_set(struct obd_units *u, uint64_t first, uint64_t count,
 		atomic_fetch_add(&u->losses, 1);
 }
 
-/* ---- the queue ---------------------------------------------------------- */
+/* ---- the queue --------------------------------------------------------- */
 
 static void notify(void)
 {
@@ -240,7 +240,7 @@ int32_t obd_miss_connect(const char *path)
 	return 0;
 }
 
-/* ---- waiting ------------------------------------------------------------ */
+/* ---- waiting ----------------------------------------------------------- */
 
 static void attach(struct obd_request *req, struct obd_source *src,
 		   uint64_t unit)
@@ -293,24 +293,16 @@ static void wake(struct obd_request *req, int error,
 	*woken = &req->task;
 }
 
-static void resume_task(struct obd_task *task)
-{
-	obd_request_resume((struct obd_request *)((char *)task -
-		offsetof(struct obd_request, task)));
-}
-
-/* Hands woken requests to helper threads; without one they run here, late
- * being better than never. */
+/* Woken requests go on on helper threads. */
 static void run_woken(struct obd_task *woken)
 {
-	struct obd_task *task;
+	struct obd_request *req;
 
 	while (woken) {
-		task = woken;
-		woken = task->next;
-		task->fn = resume_task;
-		if (obd_plane_offload(task))
-			resume_task(task);
+		req = (struct obd_request *)((char *)woken -
+			offsetof(struct obd_request, task));
+		woken = woken->next;
+		obd_request_offload(req);
 	}
 }
 
@@ -376,7 +368,7 @@ uint32_t obd_source_want(struct obd_source *src, uint64_t at, uint64_t n,
 	return absent;
 }
 
-/* ---- deadlines ----------------------------------------------------------- */
+/* ---- deadlines --------------------------------------------------------- */
 
 static void expire(uint64_t now, struct obd_task **woken)
 {
@@ -476,7 +468,7 @@ void obd_miss_stop(void)
 	pthread_mutex_unlock(&lock);
 }
 
-/* ---- parking -------------------------------------------------------------- */
+/* ---- parking ----------------------------------------------------------- */
 
 static uint64_t deadline_of(const struct obd_request *req)
 {
@@ -529,7 +521,7 @@ void obd_miss_abandon(struct obd_device *dev, int error)
 	run_woken(woken);
 }
 
-/* ---- answers --------------------------------------------------------------- */
+/* ---- answers ----------------------------------------------------------- */
 
 static bool range_ok(const struct obd_source *src, uint64_t first,
 		     uint64_t count)

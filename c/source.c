@@ -47,7 +47,7 @@ int obd_source_growing(int fd, struct obd_source **out)
 	return err;
 }
 
-/* ---- units ----------------------------------------------------------- */
+/* ---- units ------------------------------------------------------------- */
 
 static void units_free(struct obd_units *u)
 {
@@ -122,7 +122,7 @@ bool obd_units_present(const struct obd_units *u, uint64_t at, uint64_t n)
 	return true;
 }
 
-/* ---- life ------------------------------------------------------------ */
+/* ---- life -------------------------------------------------------------- */
 
 int32_t obd_source_zfile(struct obd_source *inner,
 			 const struct obd_zfile_info *info,
@@ -197,7 +197,7 @@ bool obd_source_stored(struct obd_source *src, uint64_t at, uint64_t n,
 	return src->kind == SRC_CACHE;
 }
 
-/* ---- reading --------------------------------------------------------- */
+/* ---- reading ----------------------------------------------------------- */
 
 /* Errors that mean something to the caller of obd_source_read() must not
  * come from a file system by chance. */
@@ -299,7 +299,7 @@ int32_t obd_source_block(struct obd_source *zfile, uint64_t nr, uint64_t *at,
 	return obd_zfile_block(zfile->zfile, nr, at, length);
 }
 
-/* ---- the bitmap, as TypeScript saves it ------------------------------ */
+/* ---- the bitmap, as TypeScript saves it -------------------------------- */
 
 int32_t obd_source_bitmap_get(struct obd_source *cache, void *bits,
 			      uint64_t bytes)

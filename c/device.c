@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * device.c - a view and an optional upper as one disk: its life, its
+ * figures, and requests from within the process.
+ */
+#include <stdlib.h>
+
+#include "core.h"
+
+#define CHUNK (64u << 20)     /* of a long in-process request */
+
+static _Atomic uint32_t devices;
+
+uint32_t obd_thread_shard(void)
+{
+	static _Atomic uint32_t threads;
+	static _Thread_local uint32_t mine
+		__attribute__((tls_model("initial-exec")));
+
+	if (obd_unlikely(!mine))
+		mine = atomic_fetch_add(&threads, 1) % STAT_SHARDS + 1;
+	return mine - 1;
+}
+
+/* ---- life --------------------------------------------------------------- */
+
+static int device_check(struct obd_view *view, struct obd_upper *upper,
+			uint64_t size)
+{
+	if (!view || size % OBD_SECTOR ||
+	    size > OBD_LBA_MASK * OBD_SECTOR)
+		return -EINVAL;
+	/* A sparse file's length is its size: what is past it is cut when
+	 * it is opened again. */
+	if (upper && upper->kind == OBD_UPPER_SPARSE && !upper->readonly &&
+	    size > upper->virtual_size)
+		return -EINVAL;
+	return 0;
+}
+
+int32_t obd_device_new(struct obd_view *view, struct obd_upper *upper,
+		       uint64_t virtual_size, uint32_t flags,
+		       uint64_t deadline_ms, struct obd_device **out)
+{
+	struct obd_device *dev;
+	int err = device_check(view, upper, virtual_size);
+
+	if (err)
+		return err;
+	dev = aligned_alloc(_Alignof(struct obd_device), sizeof(*dev));
+	if (!dev)
+		return -ENOMEM;
+	memset(dev, 0, sizeof(*dev));
+	dev->refs = 1;
+	dev->flags = flags;
+	if (!upper || upper->readonly)
+		dev->flags |= OBD_DEVICE_READONLY;
+	dev->size = virtual_size;
+	dev->deadline_ms = deadline_ms;
+	dev->upper = upper ? obd_upper_ref(upper) : NULL;
+	obd_view_publish(&dev->view, view);
+	atomic_fetch_add(&devices, 1);
+	*out = dev;
+	return 0;
+}
+
+int32_t obd_device_swap(struct obd_device *dev, struct obd_view *view)
+{
+	if (!view)
+		return -EINVAL;
+	obd_view_publish(&dev->view, view);
+	return 0;
+}
+
+int32_t obd_device_close(struct obd_device *dev, int32_t error)
+{
+	int32_t open = 0;
+
+	if (error >= 0)
+		error = -ESHUTDOWN;
+	if (!atomic_compare_exchange_strong(&dev->closed, &open, error))
+		return 0;
+	obd_miss_abandon(dev, error);
+	return 0;
+}
+
+struct obd_device *obd_device_ref(struct obd_device *dev)
+{
+	atomic_fetch_add_explicit(&dev->refs, 1, memory_order_relaxed);
+	return dev;
+}
+
+void obd_device_unref(struct obd_device *dev)
+{
+	if (!dev || atomic_fetch_sub_explicit(&dev->refs, 1,
+					      memory_order_acq_rel) != 1)
+		return;
+	obd_view_publish(&dev->view, NULL);
+	obd_upper_unref(dev->upper);
+	free(dev);
+	atomic_fetch_sub(&devices, 1);
+}
+
+uint32_t obd_device_count(void)
+{
+	return atomic_load(&devices);
+}
+
+uint64_t obd_device_size(struct obd_device *dev)
+{
+	return dev->size;
+}
+
+uint32_t obd_device_flags(struct obd_device *dev)
+{
+	return dev->flags;
+}
+
+/* ---- requests from within the process ----------------------------------- */
+
+static int blocking(struct obd_device *dev, enum obd_op op, void *buf,
+		    uint64_t n, uint64_t at)
+{
+	struct obd_request req;
+	struct iovec iov;
+	uint32_t part;
+	int err;
+
+	req.dev = dev;
+	req.op = (uint16_t)op;
+	req.flags = 0;
+	req.iov = &iov;
+	req.iov_count = 1;
+	/* Refused as a whole, so that no part of it has happened. */
+	if (at % OBD_SECTOR || n % OBD_SECTOR)
+		return -EINVAL;
+	if (op != OBD_READ && op != OBD_FLUSH &&
+	    dev->flags & OBD_DEVICE_READONLY)
+		return -EROFS;
+	if (at > dev->size || n > dev->size - at)
+		return op == OBD_READ ? -EINVAL : -ENOSPC;
+	do {
+		part = n < CHUNK ? (uint32_t)n : CHUNK;
+		req.offset = at;
+		req.length = part;
+		iov = (struct iovec){ buf, part };
+		err = obd_request_wait(&req);
+		if (buf)
+			buf = (uint8_t *)buf + part;
+		at += part;
+		n -= part;
+	} while (!err && n);
+	return err;
+}
+
+static int held(struct obd_device *dev, enum obd_op op, void *buf,
+		uint64_t n, uint64_t at)
+{
+	int err;
+
+	obd_device_ref(dev);
+	err = blocking(dev, op, buf, n, at);
+	obd_device_unref(dev);
+	return err;
+}
+
+int32_t obd_device_read(struct obd_device *dev, void *buf, uint64_t n,
+			uint64_t at)
+{
+	return held(dev, OBD_READ, buf, n, at);
+}
+
+int32_t obd_device_write(struct obd_device *dev, const void *buf, uint64_t n,
+			 uint64_t at)
+{
+	return held(dev, OBD_WRITE, (void *)(uintptr_t)buf, n, at);
+}
+
+int32_t obd_device_discard(struct obd_device *dev, uint64_t at, uint64_t n)
+{
+	return held(dev, OBD_DISCARD, NULL, n, at);
+}
+
+int32_t obd_device_zero(struct obd_device *dev, uint64_t at, uint64_t n)
+{
+	return held(dev, OBD_ZERO, NULL, n, at);
+}
+
+int32_t obd_device_flush(struct obd_device *dev)
+{
+	return held(dev, OBD_FLUSH, NULL, 0, 0);
+}
+
+int32_t obd_device_read_many(struct obd_device *dev, const uint64_t *offsets,
+			     uint64_t n, uint32_t size)
+{
+	void *buf = malloc(size ? size : 1);
+	uint64_t i;
+	int err = 0;
+
+	if (!buf)
+		return -ENOMEM;
+	obd_device_ref(dev);
+	for (i = 0; !err && i < n; i++)
+		err = blocking(dev, OBD_READ, buf, size, offsets[i]);
+	obd_device_unref(dev);
+	free(buf);
+	return err;
+}
+
+/* ---- what there is ------------------------------------------------------ */
+
+int32_t obd_device_extents(struct obd_device *dev, uint64_t at, uint64_t n,
+			   struct obd_extent *out, uint32_t max)
+{
+	struct obd_view *view;
+	struct obd_piece piece;
+	struct obd_walk w;
+	uint32_t count = 0;
+
+	if ((at | n) % OBD_SECTOR || at > dev->size || n > dev->size - at)
+		return -EINVAL;
+	if (max > INT32_MAX)
+		max = INT32_MAX;
+	view = obd_view_borrow(&dev->view);
+	obd_walk_start(&w, dev->upper, view, at / OBD_SECTOR,
+		       (at + n) / OBD_SECTOR);
+	while (obd_walk_next(&w, &piece)) {
+		if (count && out[count - 1].state == piece.state) {
+			out[count - 1].length += piece.sectors * OBD_SECTOR;
+			continue;
+		}
+		if (count == max)
+			break;
+		out[count++] = (struct obd_extent){
+			piece.sectors * OBD_SECTOR, piece.state, 0,
+		};
+	}
+	obd_view_return(&dev->view, view);
+	return (int32_t)count;
+}
+
+int32_t obd_device_stat(struct obd_device *dev, struct obd_device_stats *out)
+{
+	uint64_t sum[ST_COUNT] = { 0 };
+	uint32_t i, j;
+
+	_Static_assert(sizeof(sum) == sizeof(*out), "one counter a field");
+	for (i = 0; i < STAT_SHARDS; i++)
+		for (j = 0; j < ST_COUNT; j++)
+			sum[j] += atomic_load_explicit(
+				&dev->counters[i].v[j],
+				memory_order_relaxed);
+	memcpy(out, sum, sizeof(*out));
+	return 0;
+}

@@ -1,0 +1,526 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * request.c - one request from look-up to answer.
+ *
+ * A request is a job that can be run again from the start at any time: it
+ * keeps the view it began with and nothing else.  A run has two phases:
+ *   gather   only when a source can miss: ask for every absent unit under
+ *            the request, so that all of them cost one round trip; if any
+ *            is absent, park
+ *   perform  read every piece straight into the iovecs, or change the
+ *            upper
+ * and the second falls back to the first when a unit has gone in between.
+ * A transport's thread runs it without blocking; what would block starts
+ * over on a helper thread.
+ */
+#include "core.h"
+
+#define CORRUPT_TRIES 3u
+
+enum step { STEP_ENDED, STEP_PARKED, STEP_HELPER };
+
+/* ---- pieces ------------------------------------------------------------- */
+
+void obd_walk_start(struct obd_walk *w, struct obd_upper *upper,
+		    struct obd_view *view, uint64_t lba, uint64_t end)
+{
+	w->upper = upper;
+	w->view = view;
+	w->lba = lba;
+	w->end = end;
+	w->top_end = upper ? lba : end;
+	w->low_end = lba;
+	w->top_next = w->top_count = 0;
+	w->low_next = w->low_count = 0;
+}
+
+static void walk_top(struct obd_walk *w)
+{
+	w->top_next = 0;
+	w->top_count = obd_upper_find(w->upper, w->lba, w->end - w->lba,
+				      w->top, WALK_BATCH);
+	w->top_end = w->top_count == WALK_BATCH ?
+		     rec_end(w->top[WALK_BATCH - 1]) : w->end;
+}
+
+/* The lowers of [lba, to), which the upper does not map. */
+static void walk_low(struct obd_walk *w, uint64_t to)
+{
+	w->low_next = 0;
+	w->low_count = obd_index_find(w->view->index, w->lba, to - w->lba,
+				      w->low, WALK_BATCH);
+	w->low_end = w->low_count == WALK_BATCH ?
+		     rec_end(w->low[WALK_BATCH - 1]) : to;
+}
+
+static void walk_emit(struct obd_walk *w, struct obd_piece *piece,
+		      struct obd_record rec, struct obd_source *src)
+{
+	piece->lba = w->lba;
+	piece->sectors = rec_sectors(rec);
+	piece->at = rec_at(rec) * OBD_SECTOR;
+	piece->src = rec_zeroed(rec) ? NULL : src;
+	piece->state = rec_zeroed(rec) ? OBD_EXTENT_ZERO : OBD_EXTENT_DATA;
+	w->lba += piece->sectors;
+}
+
+static void walk_gap(struct obd_walk *w, struct obd_piece *piece,
+		     uint64_t to)
+{
+	piece->lba = w->lba;
+	piece->sectors = to - w->lba;
+	piece->at = 0;
+	piece->src = NULL;
+	piece->state = OBD_EXTENT_HOLE;
+	w->lba = to;
+}
+
+/* A record of a source that the view has not got stays DATA without a
+ * source: reading it is an error. */
+static struct obd_source *view_source(struct obd_view *view, uint32_t tag)
+{
+	return obd_likely(tag < view->n) ? view->sources[tag] : NULL;
+}
+
+bool obd_walk_next(struct obd_walk *w, struct obd_piece *piece)
+{
+	struct obd_record *top, *low;
+	uint64_t to;
+
+	if (w->lba >= w->end)
+		return false;
+	if (w->top_next == w->top_count && w->lba >= w->top_end)
+		walk_top(w);
+	to = w->top_end;
+	if (w->top_next < w->top_count) {
+		top = &w->top[w->top_next];
+		if (rec_lba(*top) == w->lba) {
+			walk_emit(w, piece, *top, w->upper->data);
+			w->top_next++;
+			return true;
+		}
+		to = rec_lba(*top);
+	}
+	if (w->lba >= w->low_end)
+		walk_low(w, to);
+	if (w->low_next == w->low_count) {
+		walk_gap(w, piece, w->low_end);
+		return true;
+	}
+	low = &w->low[w->low_next];
+	if (rec_lba(*low) == w->lba) {
+		w->low_next++;
+		walk_emit(w, piece, *low,
+			  view_source(w->view, rec_tag(*low)));
+	} else {
+		walk_gap(w, piece, rec_lba(*low));
+	}
+	return true;
+}
+
+/* ---- what a request reads ----------------------------------------------- */
+
+/* Up to two ranges of the disk, in sectors: all of a READ, the edges of a
+ * change on a sparse upper. */
+static void request_needs(const struct obd_request *req,
+			  uint64_t range[2][2])
+{
+	uint64_t lba = req->offset / OBD_SECTOR;
+	uint64_t end = lba + req->length / OBD_SECTOR;
+
+	memset(range, 0, 4 * sizeof(uint64_t));
+	if (req->op == OBD_READ) {
+		range[0][0] = lba;
+		range[0][1] = end;
+	} else if (req->op != OBD_FLUSH && lba < end) {
+		obd_upper_edges(req->dev->upper, lba, end, range[0],
+				range[1]);
+	}
+}
+
+static bool piece_touches(const struct obd_piece *piece,
+			  struct obd_source *cache, uint64_t first,
+			  uint64_t count)
+{
+	uint32_t shift = cache->units->shift;
+	struct obd_source *under;
+	uint64_t at, n;
+
+	if (!piece->src || !obd_source_stored(piece->src, piece->at,
+					      piece->sectors * OBD_SECTOR,
+					      &under, &at, &n))
+		return false;
+	return under == cache && n && at >> shift < first + count &&
+	       (at + n - 1) >> shift >= first;
+}
+
+bool obd_request_touches(struct obd_request *req, struct obd_source *cache,
+			 uint64_t first, uint64_t count)
+{
+	struct obd_piece piece;
+	uint64_t range[2][2];
+	struct obd_walk w;
+	int i;
+
+	request_needs(req, range);
+	for (i = 0; i < 2; i++) {
+		obd_walk_start(&w, req->dev->upper, req->view, range[i][0],
+			       range[i][1]);
+		while (obd_walk_next(&w, &piece))
+			if (piece_touches(&piece, cache, first, count))
+				return true;
+	}
+	return false;
+}
+
+/* Asks for what is absent. True: the request is parked and not ours. */
+static bool gather(struct obd_request *req)
+{
+	struct obd_piece piece;
+	uint64_t range[2][2];
+	struct obd_walk w;
+	uint32_t absent = 0;
+	int i;
+
+	if (req->view->local)
+		return false;
+	request_needs(req, range);
+	for (i = 0; i < 2; i++) {
+		obd_walk_start(&w, req->dev->upper, req->view, range[i][0],
+			       range[i][1]);
+		while (obd_walk_next(&w, &piece))
+			if (piece.src)
+				absent += obd_source_want(piece.src, piece.at,
+					piece.sectors * OBD_SECTOR, req);
+	}
+	if (!absent)
+		return false;
+	if (!req->held) {
+		obd_device_ref(req->dev);
+		req->held = 1;
+	}
+	return obd_miss_settle(req) == SETTLED_PARKED;
+}
+
+/* ---- reading ------------------------------------------------------------ */
+
+/* A place in the request's data area. */
+struct area {
+	struct iovec *iov;
+	size_t used;         /* of *iov */
+};
+
+/* -ENODATA also for a bad block that is worth another fetch. */
+static int read_source(struct obd_request *req, struct obd_source *src,
+		       void *buf, uint64_t n, uint64_t at, enum obd_try how)
+{
+	int err = obd_source_read(src, buf, n, at, how);
+
+	if (obd_likely(err != -EUCLEAN))
+		return err;
+	obd_count(req->dev, ST_CORRUPT, 1);
+	if (obd_source_is_local(src) || req->tries >= CORRUPT_TRIES)
+		return err;
+	req->tries++;
+	return -ENODATA;
+}
+
+static int read_piece(struct obd_request *req, const struct obd_piece *piece,
+		      struct area *area, enum obd_try how)
+{
+	uint64_t n = piece->sectors * OBD_SECTOR, at = piece->at, part;
+	uint8_t *buf;
+	int err = 0;
+
+	if (obd_unlikely(!piece->src && piece->state == OBD_EXTENT_DATA))
+		return -EIO;
+	for (; !err && n; n -= part, at += part, area->used += part) {
+		while (area->used == area->iov->iov_len) {
+			area->iov++;
+			area->used = 0;
+		}
+		buf = (uint8_t *)area->iov->iov_base + area->used;
+		part = area->iov->iov_len - area->used;
+		if (part > n)
+			part = n;
+		if (piece->src)
+			err = read_source(req, piece->src, buf, part, at,
+					  how);
+		else
+			memset(buf, 0, part);
+	}
+	return err;
+}
+
+static int read_range(struct obd_request *req, struct iovec *iov,
+		      uint64_t lba, uint64_t end, enum obd_try how)
+{
+	struct area area = { iov, 0 };
+	struct obd_piece piece;
+	struct obd_walk w;
+	int err = 0;
+
+	obd_walk_start(&w, req->dev->upper, req->view, lba, end);
+	while (!err && obd_walk_next(&w, &piece))
+		err = read_piece(req, &piece, &area, how);
+	return err;
+}
+
+/* ---- changing ----------------------------------------------------------- */
+
+static int ask_read(struct obd_request *req, void *buf, uint64_t lba,
+		    uint64_t sectors)
+{
+	struct iovec iov = { buf, sectors * OBD_SECTOR };
+
+	return read_range(req, &iov, lba, lba + sectors, OBD_TRY_BLOCK);
+}
+
+static bool ask_lower(struct obd_request *req, uint64_t lba, uint64_t end,
+		      uint64_t *from, uint64_t *to)
+{
+	struct obd_piece piece;
+	struct obd_walk w;
+
+	obd_walk_start(&w, NULL, req->view, lba, end);
+	while (obd_walk_next(&w, &piece))
+		if (piece.state == OBD_EXTENT_DATA) {
+			*from = piece.lba;
+			*to = piece.lba + piece.sectors;
+			return true;
+		}
+	return false;
+}
+
+static int change(struct obd_request *req)
+{
+	static const struct obd_upper_ask ask = { ask_read, ask_lower };
+	struct obd_upper *upper = req->dev->upper;
+	int err = obd_upper_change(upper, req, &ask);
+
+	if (!err && req->flags & OBD_REQ_FUA)
+		err = obd_upper_sync(upper);
+	return err;
+}
+
+static int perform(struct obd_request *req, enum obd_try how)
+{
+	uint64_t lba = req->offset / OBD_SECTOR;
+
+	switch (req->op) {
+	case OBD_READ:
+		return read_range(req, req->iov, lba,
+				  lba + req->length / OBD_SECTOR, how);
+	case OBD_FLUSH:
+		return req->dev->upper ? obd_upper_sync(req->dev->upper) : 0;
+	default:
+		return change(req);
+	}
+}
+
+/* ---- running ------------------------------------------------------------ */
+
+/* After STEP_PARKED and STEP_HELPER the request may be gone already, or
+ * must be handed on. */
+static enum step run(struct obd_request *req, enum obd_try how)
+{
+	int err;
+
+	for (;;) {
+		err = req->miss_err;
+		if (err)
+			break;
+		if (gather(req))
+			return STEP_PARKED;
+		err = req->miss_err;
+		if (err)
+			break;
+		err = perform(req, how);
+		if (err == -EAGAIN && how == OBD_TRY_NOWAIT)
+			return STEP_HELPER;
+		if (err != -ENODATA)
+			break;
+		err = atomic_load(&req->dev->closed);
+		if (err)
+			break;
+	}
+	req->err = err;
+	return STEP_ENDED;
+}
+
+static void count_ended(struct obd_request *req)
+{
+	struct obd_device *dev = req->dev;
+
+	if (obd_unlikely(req->err)) {
+		obd_count(dev, ST_ERRORS, 1);
+		return;
+	}
+	switch (req->op) {
+	case OBD_READ:
+		obd_count(dev, ST_READS, 1);
+		obd_count(dev, ST_READ_BYTES, req->length);
+		break;
+	case OBD_FLUSH:
+		obd_count(dev, ST_FLUSHES, 1);
+		break;
+	case OBD_DISCARD:
+		obd_count(dev, ST_DISCARDS, 1);
+		obd_count(dev, ST_DISCARDED_BYTES, req->length);
+		break;
+	default:
+		obd_count(dev, ST_WRITES, 1);
+		obd_count(dev, ST_WRITTEN_BYTES, req->length);
+	}
+}
+
+static void end_inline(struct obd_request *req)
+{
+	struct obd_device *dev = req->dev;
+
+	count_ended(req);
+	obd_view_return(&dev->view, req->view);
+	if (req->held) {
+		req->held = 0;
+		obd_device_unref(dev);
+	}
+}
+
+/* The transport may free the request in done(). */
+static void end_later(struct obd_request *req)
+{
+	struct obd_device *dev = req->dev;
+
+	count_ended(req);
+	obd_view_return(&dev->view, req->view);
+	req->done(req);
+	obd_device_unref(dev);
+}
+
+void obd_request_resume(struct obd_request *req)
+{
+	if (run(req, OBD_TRY_BLOCK) == STEP_ENDED)
+		end_later(req);
+}
+
+static void resume_task(struct obd_task *task)
+{
+	obd_request_resume((struct obd_request *)((char *)task -
+		offsetof(struct obd_request, task)));
+}
+
+void obd_request_offload(struct obd_request *req)
+{
+	req->task.fn = resume_task;
+	if (obd_plane_offload(&req->task))
+		obd_request_resume(req); /* late is better than never */
+}
+
+static uint64_t area_bytes(const struct obd_request *req)
+{
+	uint64_t n = 0;
+	uint32_t i;
+
+	for (i = 0; i < req->iov_count; i++)
+		n += req->iov[i].iov_len;
+	return n;
+}
+
+static int check(const struct obd_request *req)
+{
+	struct obd_device *dev = req->dev;
+	int closed = atomic_load_explicit(&dev->closed,
+					  memory_order_relaxed);
+
+	if (obd_unlikely(closed))
+		return closed;
+	if (req->op == OBD_FLUSH)
+		return 0;
+	if (req->op != OBD_READ && dev->flags & OBD_DEVICE_READONLY)
+		return -EROFS;
+	if ((req->offset | req->length) % OBD_SECTOR)
+		return -EINVAL;
+	if (req->offset > dev->size || req->length > dev->size - req->offset)
+		return req->op == OBD_READ ? -EINVAL : -ENOSPC;
+	if ((req->op == OBD_READ || req->op == OBD_WRITE) &&
+	    area_bytes(req) != req->length)
+		return -EINVAL;
+	return 0;
+}
+
+/* False: refused, err is set. */
+static bool start(struct obd_request *req)
+{
+	req->err = check(req);
+	if (obd_unlikely(req->err)) {
+		obd_count(req->dev, ST_ERRORS, 1);
+		return false;
+	}
+	req->view = obd_view_borrow(&req->dev->view);
+	req->deadline_ms = 0;
+	req->miss_err = 0;
+	req->tries = 0;
+	req->state = REQ_RUNNING;
+	req->held = 0;
+	return true;
+}
+
+bool obd_request_submit(struct obd_request *req)
+{
+	enum step step = STEP_HELPER;
+
+	if (!start(req))
+		return true;
+	/* A change may wait for the disk in any of its calls. */
+	if (req->op == OBD_READ || !req->dev->upper)
+		step = run(req, OBD_TRY_NOWAIT);
+	if (step == STEP_ENDED) {
+		end_inline(req);
+		return true;
+	}
+	if (step == STEP_HELPER) {
+		if (!req->held)
+			obd_device_ref(req->dev);
+		req->held = 1;
+		obd_request_offload(req);
+	}
+	return false;
+}
+
+/* ---- requests of the calling thread ------------------------------------- */
+
+struct waiter {
+	pthread_mutex_t mutex;
+	pthread_cond_t cond;
+	bool ended;
+};
+
+static void waiter_done(struct obd_request *req)
+{
+	struct waiter *waiter = req->owner;
+
+	pthread_mutex_lock(&waiter->mutex);
+	waiter->ended = true;
+	pthread_cond_signal(&waiter->cond);
+	pthread_mutex_unlock(&waiter->mutex);
+}
+
+int obd_request_wait(struct obd_request *req)
+{
+	struct waiter waiter = { PTHREAD_MUTEX_INITIALIZER,
+				 PTHREAD_COND_INITIALIZER, false };
+
+	if (!start(req))
+		return req->err;
+	req->owner = &waiter;
+	req->done = waiter_done;
+	if (obd_likely(run(req, OBD_TRY_BLOCK) == STEP_ENDED)) {
+		end_inline(req);
+		return req->err;
+	}
+	pthread_mutex_lock(&waiter.mutex);
+	while (!waiter.ended)
+		pthread_cond_wait(&waiter.cond, &waiter.mutex);
+	pthread_mutex_unlock(&waiter.mutex);
+	return req->err;
+}
