@@ -123,7 +123,18 @@ OBD_HIDDEN int64_t obd_io_preadv(int fd, const struct iovec *iov, int cnt,
 				 uint64_t at);
 OBD_HIDDEN int64_t obd_io_pwritev(int fd, const struct iovec *iov, int cnt,
 				  uint64_t at);
+/* read(2) until n bytes or the end: for pipes and files read in order. */
+OBD_HIDDEN int64_t obd_io_read(int fd, void *buf, uint64_t n);
 OBD_HIDDEN void obd_io_init_from_env(void);
+
+/* ---- crc32c.c ------------------------------------------------------- */
+typedef unsigned int obd_isal_crc(unsigned char *buf, int n,
+				  unsigned int start);
+/* Chooses the code path: the best one up to level, or ISA-L's when isal is
+ * not NULL.  The engine does so once; tests as often as they like. */
+OBD_HIDDEN void obd_crc_choose(enum obd_cpu level, obd_isal_crc *isal);
+/* "table", "sse42", "pclmul", "arm" or "isal". */
+OBD_HIDDEN const char *obd_crc_name(void);
 
 /* ---- codec.c ------------------------------------------------------- */
 /* One table entry a codec.  A context belongs to one thread at a time.

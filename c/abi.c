@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * abi.c - the layouts that ffi/ relies on, proven by the compiler.
+ */
+#include "internal.h"
+
+#define SIZE(type, bytes) \
+	_Static_assert(sizeof(struct type) == (bytes), #type " size")
+#define AT(type, member, offset) \
+	_Static_assert(offsetof(struct type, member) == (offset), \
+		       #type "." #member)
+
+SIZE(obd_zfile_info, 48);
+AT(obd_zfile_info, blocks, 8);
+AT(obd_zfile_info, original_size, 16);
+AT(obd_zfile_info, block_size, 24);
+AT(obd_zfile_info, algo, 28);
+AT(obd_zfile_info, verify, 32);
+AT(obd_zfile_info, index_crc, 36);
+AT(obd_zfile_info, check_index_crc, 40);
+AT(obd_zfile_info, dict_size, 44);
+
+SIZE(obd_bad, 16);
+AT(obd_bad, reason, 8);
+
+SIZE(obd_upper_report, 64);
+AT(obd_upper_report, marks, 8);
+AT(obd_upper_report, cut_record, 16);
+AT(obd_upper_report, torn_bytes, 24);
+AT(obd_upper_report, data_end, 32);
+AT(obd_upper_report, trimmed, 40);
+AT(obd_upper_report, bad, 48);
+
+SIZE(obd_extent, 16);
+AT(obd_extent, state, 8);
+
+SIZE(obd_device_stats, 96);
+AT(obd_device_stats, discards, 32);
+AT(obd_device_stats, misses, 64);
+AT(obd_device_stats, allocations, 88);
+
+SIZE(obd_miss, 32);
+AT(obd_miss, first, 8);
+AT(obd_miss, count, 16);
+AT(obd_miss, kind, 24);
+
+SIZE(obd_job, 32);
+AT(obd_job, done, 8);
+AT(obd_job, written, 16);
+AT(obd_job, cancel, 24);
+
+SIZE(obd_plan_info, 32);
+AT(obd_plan_info, padded_records, 8);
+AT(obd_plan_info, index_offset, 16);
+AT(obd_plan_info, size, 24);
+
+SIZE(obd_zfile_params, 24);
+AT(obd_zfile_params, block_size, 4);
+AT(obd_zfile_params, verify, 8);
+AT(obd_zfile_params, rewrite_header, 12);
+AT(obd_zfile_params, threads, 16);
+
+SIZE(obd_zfile_result, 40);
+AT(obd_zfile_result, index_offset, 8);
+AT(obd_zfile_result, blocks, 16);
+AT(obd_zfile_result, size, 24);
+AT(obd_zfile_result, index_crc, 32);
+
+SIZE(obd_record, 16);
+
+int32_t obd_abi(void)
+{
+	return OBD_ABI;
+}
