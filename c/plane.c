@@ -1,0 +1,379 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * plane.c - the threads: workers that wait in epoll and never block, and
+ * helpers that may.
+ *
+ * A worker is made with the first watch and lives until obd_plane_stop().
+ * A helper is made when a task finds none idle, up to HELPERS_MAX, and ends
+ * after HELPER_IDLE_MS without one.  Signals are blocked in both: they are
+ * the JavaScript runtime's.
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+
+#include "internal.h"
+
+#define WORKERS_MAX 4
+#define HELPERS_MAX 16
+#define HELPER_IDLE_MS 10000
+#define STACK_BYTES (256u << 10)
+#define EVENTS_MAX 64
+
+/* lock guards rounds and removing; events belongs to the worker's thread. */
+struct worker {
+	pthread_t thread;
+	int epoll_fd, kick_fd;
+	pthread_mutex_t lock;
+	pthread_cond_t round;
+	uint64_t rounds;         /* goes up before every epoll_wait */
+	bool stop;
+	struct epoll_event events[EVENTS_MAX];
+	int events_left;         /* from events_next on, not yet handled */
+	int events_next;
+};
+
+/* lock guards everything here. */
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t work;     /* a task came, or stop */
+	pthread_cond_t gone;     /* a helper ended */
+	bool work_ready;         /* conditions use CLOCK_MONOTONIC */
+	bool stopping;
+	struct worker *workers[WORKERS_MAX];
+	uint32_t worker_count, next_worker;
+	struct obd_task *head, **tail;
+	uint32_t helpers, idle;
+} plane = { .lock = PTHREAD_MUTEX_INITIALIZER, .tail = &plane.head };
+
+static __thread struct worker *this_worker;
+
+uint64_t obd_now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* Starts a thread with a small stack and every signal blocked. */
+static int start_thread(pthread_t *thread, void *(*fn)(void *), void *arg)
+{
+	pthread_attr_t attr;
+	sigset_t all, old;
+	int rc;
+
+	rc = pthread_attr_init(&attr);
+	if (rc)
+		return -rc;
+	pthread_attr_setstacksize(&attr, STACK_BYTES);
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	rc = pthread_create(thread, &attr, fn, arg);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	pthread_attr_destroy(&attr);
+	return -rc;
+}
+
+/* ---- workers ------------------------------------------------------- */
+
+static void run_events(struct worker *w, int count)
+{
+	w->events_next = 0;
+	w->events_left = count;
+	while (w->events_next < w->events_left) {
+		struct epoll_event *e = &w->events[w->events_next++];
+		struct obd_watch *watch = e->data.ptr;
+		uint64_t kicks;
+
+		if (watch)
+			watch->fn(watch, e->events);
+		else if (read(w->kick_fd, &kicks, sizeof(kicks)) < 0)
+			continue; /* somebody else's kick was read already */
+	}
+	w->events_left = 0;
+}
+
+static void *worker_main(void *arg)
+{
+	struct worker *w = arg;
+	int count;
+
+	this_worker = w;
+	for (;;) {
+		pthread_mutex_lock(&w->lock);
+		w->rounds++;
+		pthread_cond_broadcast(&w->round);
+		bool stop = w->stop;
+		pthread_mutex_unlock(&w->lock);
+		if (stop)
+			return NULL;
+		count = epoll_wait(w->epoll_fd, w->events, EVENTS_MAX, -1);
+		if (count > 0)
+			run_events(w, count);
+	}
+}
+
+static void worker_free(struct worker *w)
+{
+	if (w->epoll_fd >= 0)
+		close(w->epoll_fd);
+	if (w->kick_fd >= 0)
+		close(w->kick_fd);
+	pthread_mutex_destroy(&w->lock);
+	pthread_cond_destroy(&w->round);
+	free(w);
+}
+
+static int worker_new(struct worker **out)
+{
+	struct epoll_event kick = { .events = EPOLLIN, .data.ptr = NULL };
+	struct worker *w = calloc(1, sizeof(*w));
+	int rc = 0;
+
+	if (!w)
+		return -ENOMEM;
+	pthread_mutex_init(&w->lock, NULL);
+	pthread_cond_init(&w->round, NULL);
+	w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	w->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (w->epoll_fd < 0 || w->kick_fd < 0 ||
+	    epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, w->kick_fd, &kick))
+		rc = -errno;
+	if (!rc)
+		rc = start_thread(&w->thread, worker_main, w);
+	if (rc) {
+		worker_free(w);
+		return rc;
+	}
+	*out = w;
+	return 0;
+}
+
+static void worker_kick(struct worker *w)
+{
+	uint64_t one = 1;
+
+	/* Fails only when the counter is full: then it is awake anyway. */
+	(void)!write(w->kick_fd, &one, sizeof(one));
+}
+
+/* As many as there are processors, at most WORKERS_MAX. */
+static uint32_t workers_wanted(void)
+{
+	cpu_set_t cpus;
+	int n = 1;
+
+	if (!sched_getaffinity(0, sizeof(cpus), &cpus))
+		n = CPU_COUNT(&cpus);
+	return n < 1 ? 1 : n > WORKERS_MAX ? WORKERS_MAX : (uint32_t)n;
+}
+
+/* Called with plane.lock held. */
+static int pick_worker(uint32_t *out)
+{
+	int rc;
+
+	if (plane.worker_count < workers_wanted()) {
+		rc = worker_new(&plane.workers[plane.worker_count]);
+		if (rc && plane.worker_count == 0)
+			return rc;
+		if (!rc)
+			plane.worker_count++;
+	}
+	*out = plane.next_worker++ % plane.worker_count;
+	return 0;
+}
+
+int obd_plane_add(struct obd_watch *watch, uint32_t events)
+{
+	struct epoll_event e = { .events = events, .data.ptr = watch };
+	int rc;
+
+	pthread_mutex_lock(&plane.lock);
+	rc = pick_worker(&watch->worker);
+	pthread_mutex_unlock(&plane.lock);
+	if (rc)
+		return rc;
+	if (epoll_ctl(plane.workers[watch->worker]->epoll_fd, EPOLL_CTL_ADD,
+		      watch->fd, &e))
+		return -errno;
+	return 0;
+}
+
+int obd_plane_change(struct obd_watch *watch, uint32_t events)
+{
+	struct epoll_event e = { .events = events, .data.ptr = watch };
+
+	if (epoll_ctl(plane.workers[watch->worker]->epoll_fd, EPOLL_CTL_MOD,
+		      watch->fd, &e))
+		return -errno;
+	return 0;
+}
+
+/* Takes the watch out of the batch of events that is being handled. */
+static void forget_events(struct worker *w, struct obd_watch *watch)
+{
+	int i = w->events_next;
+
+	while (i < w->events_left) {
+		if (w->events[i].data.ptr == watch)
+			w->events[i] = w->events[--w->events_left];
+		else
+			i++;
+	}
+}
+
+int obd_plane_remove(struct obd_watch *watch)
+{
+	struct worker *w = plane.workers[watch->worker];
+	uint64_t round;
+
+	if (epoll_ctl(w->epoll_fd, EPOLL_CTL_DEL, watch->fd, NULL))
+		return -errno;
+	if (w == this_worker) {
+		forget_events(w, watch);
+		return 0;
+	}
+	/* Events taken before the removal are handled within this round. */
+	pthread_mutex_lock(&w->lock);
+	round = w->rounds;
+	worker_kick(w);
+	while (w->rounds == round)
+		pthread_cond_wait(&w->round, &w->lock);
+	pthread_mutex_unlock(&w->lock);
+	return 0;
+}
+
+/* ---- helpers ------------------------------------------------------- */
+
+static void deadline_in(struct timespec *at, uint32_t ms)
+{
+	clock_gettime(CLOCK_MONOTONIC, at);
+	at->tv_sec += ms / 1000;
+	at->tv_nsec += (long)(ms % 1000) * 1000000;
+	if (at->tv_nsec >= 1000000000) {
+		at->tv_sec++;
+		at->tv_nsec -= 1000000000;
+	}
+}
+
+/* Waits for a task with plane.lock held; NULL: the helper may go. */
+static struct obd_task *next_task(void)
+{
+	struct timespec until;
+	struct obd_task *task;
+
+	deadline_in(&until, HELPER_IDLE_MS);
+	while (!plane.head) {
+		int rc;
+
+		if (plane.stopping)
+			return NULL;
+		plane.idle++;
+		rc = pthread_cond_timedwait(&plane.work, &plane.lock, &until);
+		plane.idle--;
+		if (rc == ETIMEDOUT && !plane.head)
+			return NULL;
+	}
+	task = plane.head;
+	plane.head = task->next;
+	if (!plane.head)
+		plane.tail = &plane.head;
+	return task;
+}
+
+static void *helper_main(void *arg)
+{
+	struct obd_task *task;
+
+	(void)arg;
+	pthread_detach(pthread_self());
+	pthread_mutex_lock(&plane.lock);
+	while ((task = next_task())) {
+		pthread_mutex_unlock(&plane.lock);
+		task->fn(task);
+		pthread_mutex_lock(&plane.lock);
+	}
+	plane.helpers--;
+	pthread_cond_broadcast(&plane.gone);
+	pthread_mutex_unlock(&plane.lock);
+	return NULL;
+}
+
+/* Called with plane.lock held. */
+static void prepare_conditions(void)
+{
+	pthread_condattr_t attr;
+
+	if (plane.work_ready)
+		return;
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&plane.work, &attr);
+	pthread_cond_init(&plane.gone, &attr);
+	pthread_condattr_destroy(&attr);
+	plane.work_ready = true;
+}
+
+int obd_plane_offload(struct obd_task *task)
+{
+	pthread_t thread;
+	int rc = 0;
+
+	task->next = NULL;
+	pthread_mutex_lock(&plane.lock);
+	prepare_conditions();
+	if (plane.idle == 0 && plane.helpers < HELPERS_MAX) {
+		rc = start_thread(&thread, helper_main, NULL);
+		if (!rc)
+			plane.helpers++;
+		else if (plane.helpers > 0)
+			rc = 0; /* one that runs will take it */
+	}
+	if (!rc) {
+		*plane.tail = task;
+		plane.tail = &task->next;
+		pthread_cond_signal(&plane.work);
+	}
+	pthread_mutex_unlock(&plane.lock);
+	return rc;
+}
+
+/* ---- stop ---------------------------------------------------------- */
+
+static void stop_helpers(void)
+{
+	pthread_mutex_lock(&plane.lock);
+	prepare_conditions();
+	plane.stopping = true;
+	pthread_cond_broadcast(&plane.work);
+	while (plane.helpers > 0)
+		pthread_cond_wait(&plane.gone, &plane.lock);
+	plane.stopping = false;
+	pthread_mutex_unlock(&plane.lock);
+}
+
+void obd_plane_stop(void)
+{
+	uint32_t i;
+
+	for (i = 0; i < plane.worker_count; i++) {
+		struct worker *w = plane.workers[i];
+
+		pthread_mutex_lock(&w->lock);
+		w->stop = true;
+		pthread_mutex_unlock(&w->lock);
+		worker_kick(w);
+		pthread_join(w->thread, NULL);
+		worker_free(w);
+		plane.workers[i] = NULL;
+	}
+	plane.worker_count = 0;
+	stop_helpers();
+}
