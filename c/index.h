@@ -15,8 +15,8 @@
 /* 128,000,000 records are 16,000,000 leaves, less than 16^6. */
 #define OBD_DEPTH_MAX 6u
 
-/* On disk the padding record; in memory what fills up the last leaf.  It
- * is empty, so it never intersects anything. */
+/* On disk the padding record; in memory what fills up the last leaf: it
+ * ends behind every sector but the last, and intersects nothing. */
 #define OBD_PADDING ((struct obd_record){ OBD_INVALID_LBA, 0 })
 
 /* Memory of an index.  Large blocks are mapped, so that they can lie in
@@ -59,12 +59,18 @@ static inline size_t obd_records_bytes(uint64_t count)
 OBD_HIDDEN int obd_index_finish(struct obd_block *block, uint64_t count,
 				struct obd_index **out);
 
-/* [from, to) is not empty and ends at or before sector 2^50. */
+/* [from, to) is not empty and ends before the last sector, 2^50 - 1.  May
+ * write to all of out. */
 typedef uint32_t obd_find_fn(const struct obd_index *index, uint64_t from,
 			     uint64_t to, struct obd_record *out,
 			     uint32_t max);
 /* The code path for a level, or the best one below it that this machine
  * can run. */
 OBD_HIDDEN obd_find_fn *obd_find_select(enum obd_cpu level);
+/* obd_index_find() at a level, for tests. */
+OBD_HIDDEN uint32_t obd_find_at(enum obd_cpu level,
+				const struct obd_index *index, uint64_t lba,
+				uint64_t sectors, struct obd_record *out,
+				uint32_t max);
 
 #endif

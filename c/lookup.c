@@ -55,11 +55,27 @@ static inline uint64_t rank_node(const uint64_t *keys, uint64_t key)
 /* The first record of the leaf that ends behind key, or its last. */
 static inline uint64_t rank_leaf(const struct obd_record *r, uint64_t key)
 {
-	uint64_t h = (uint64_t)(rec_end(r[3]) <= key) * 4;
+	uint64_t h;
 
+	/* Else its second line is asked for when the first is there. */
+	__builtin_prefetch(r + 4);
+	h = (uint64_t)(rec_end(r[3]) <= key) * 4;
 	r += h;
 	return h + (rec_end(r[0]) <= key) + (rec_end(r[1]) <= key) +
 	       (rec_end(r[2]) <= key);
+}
+
+/* The end of a look-up: record i is the first that ends behind from, if
+ * any does.  Most requests end with it. */
+static inline uint32_t find_from(const struct obd_index *index, uint64_t i,
+				 uint64_t from, uint64_t to,
+				 struct obd_record *out, uint32_t max)
+{
+	uint32_t n = cut_to(index->records[i], from, to, out);
+
+	if (obd_likely(rec_end(index->records[i]) >= to))
+		return n;
+	return collect(index, i + 1, from, to, n, out, max);
 }
 
 static uint32_t find_scalar(const struct obd_index *index, uint64_t from,
@@ -67,20 +83,14 @@ static uint32_t find_scalar(const struct obd_index *index, uint64_t from,
 			    uint32_t max)
 {
 	uint64_t k = 0;
-	uint32_t d, n;
+	uint32_t d;
 
 	for (d = index->depth; d--;)
 		k = k * OBD_NODE + rank_node(index->level[d] + k * OBD_NODE,
 					     from);
 	k *= OBD_LEAF;
 	k += rank_leaf(index->records + k, from);
-	if (obd_unlikely(max < 2))
-		return collect(index, k, from, to, 0, out, max);
-	/* Padding behind the records makes both reads safe. */
-	n = cut_to(index->records[k], from, to, out);
-	if (obd_likely(rec_end(index->records[k]) >= to))
-		return n;
-	return collect(index, k + 1, from, to, n, out, max);
+	return find_from(index, k, from, to, out, max);
 }
 
 /* ---- x86-64 --------------------------------------------------------- */
@@ -90,13 +100,23 @@ static uint32_t find_scalar(const struct obd_index *index, uint64_t from,
 #define AVX2 __attribute__((target("avx2,popcnt")))
 #define AVX512 __attribute__((target("avx512f,avx2,popcnt")))
 
-AVX2 static inline uint32_t le4(const uint64_t *keys, __m256i key)
+AVX2 static inline __m256i gt4(const uint64_t *keys, __m256i key)
 {
-	__m256i k = _mm256_load_si256((const __m256i *)keys);
-
 	/* Signed compare: no key reaches 2^63. */
-	return (uint32_t)_mm256_movemask_pd(
-		_mm256_castsi256_pd(_mm256_cmpgt_epi64(k, key)));
+	return _mm256_cmpgt_epi64(
+		_mm256_load_si256((const __m256i *)keys), key);
+}
+
+AVX2 static inline uint64_t rank_node_avx2(const uint64_t *keys, __m256i key)
+{
+	__m256i low = _mm256_packs_epi32(gt4(keys, key), gt4(keys + 4, key));
+	__m256i high = _mm256_packs_epi32(gt4(keys + 8, key),
+					  gt4(keys + 12, key));
+	/* Two bits a key, in an order that does not matter. */
+	uint32_t gt = (uint32_t)_mm256_movemask_epi8(
+		_mm256_packs_epi16(low, high));
+
+	return OBD_NODE - (uint32_t)__builtin_popcount(gt) / 2;
 }
 
 AVX2 static uint32_t find_avx2(const struct obd_index *index, uint64_t from,
@@ -105,23 +125,14 @@ AVX2 static uint32_t find_avx2(const struct obd_index *index, uint64_t from,
 {
 	const __m256i key = _mm256_set1_epi64x((int64_t)from);
 	uint64_t k = 0;
-	uint32_t d, n, gt;
+	uint32_t d;
 
-	for (d = index->depth; d--;) {
-		const uint64_t *p = index->level[d] + k * OBD_NODE;
-
-		gt = le4(p, key) | le4(p + 4, key) << 4 |
-		     le4(p + 8, key) << 8 | le4(p + 12, key) << 12;
-		k = k * OBD_NODE + (uint32_t)__builtin_ctz(gt);
-	}
+	for (d = index->depth; d--;)
+		k = k * OBD_NODE +
+		    rank_node_avx2(index->level[d] + k * OBD_NODE, key);
 	k *= OBD_LEAF;
 	k += rank_leaf(index->records + k, from);
-	if (obd_unlikely(max < 2))
-		return collect(index, k, from, to, 0, out, max);
-	n = cut_to(index->records[k], from, to, out);
-	if (obd_likely(rec_end(index->records[k]) >= to))
-		return n;
-	return collect(index, k + 1, from, to, n, out, max);
+	return find_from(index, k, from, to, out, max);
 }
 
 AVX512 static inline uint64_t leaf_avx512(const struct obd_index *index,
@@ -145,7 +156,7 @@ AVX512 static inline uint64_t leaf_avx512(const struct obd_index *index,
 }
 
 /* Cuts all eight records of the leaf at once and stores those that are
- * left; out has room for eight.  Returns the mask of hits. */
+ * left; out has room for eight.  Returns how many there are. */
 AVX512 static inline uint32_t cut_leaf_avx512(const struct obd_record *leaf,
 					      uint64_t from, uint64_t to,
 					      struct obd_record *out)
@@ -174,7 +185,7 @@ AVX512 static inline uint32_t cut_leaf_avx512(const struct obd_record *leaf,
 	w1 = _mm512_maskz_compress_epi64(hit, w1);
 	_mm512_storeu_si512(out, _mm512_permutex2var_epi64(w0, low, w1));
 	_mm512_storeu_si512(out + 4, _mm512_permutex2var_epi64(w0, high, w1));
-	return hit;
+	return (uint32_t)__builtin_popcount(hit);
 }
 
 AVX512 static uint32_t find_avx512(const struct obd_index *index,
@@ -182,16 +193,15 @@ AVX512 static uint32_t find_avx512(const struct obd_index *index,
 				   struct obd_record *out, uint32_t max)
 {
 	uint64_t k = leaf_avx512(index, from) * OBD_LEAF;
-	uint32_t hit, n;
+	const struct obd_record *leaf = index->records + k;
+	uint32_t n;
 
 	if (obd_unlikely(max < OBD_LEAF)) {
-		k += rank_leaf(index->records + k, from);
+		k += rank_leaf(leaf, from);
 		return collect(index, k, from, to, 0, out, max);
 	}
-	hit = cut_leaf_avx512(index->records + k, from, to, out);
-	n = (uint32_t)__builtin_popcount(hit);
-	/* The leaf's last record is in: there may be more behind it. */
-	if (obd_unlikely(hit >> (OBD_LEAF - 1)))
+	n = cut_leaf_avx512(leaf, from, to, out);
+	if (obd_unlikely(rec_end(leaf[OBD_LEAF - 1]) < to))
 		return collect(index, k + OBD_LEAF, from, to, n, out, max);
 	return n;
 }
@@ -228,18 +238,43 @@ static obd_find_fn *find_chosen(void)
 	return fn;
 }
 
+/* Halves the records themselves, for ranges that reach the last sector of
+ * the address space: there padding is no longer behind everything. */
+static uint32_t find_at_the_end(const struct obd_index *index, uint64_t from,
+				uint64_t to, struct obd_record *out,
+				uint32_t max)
+{
+	uint64_t i = 0, n = index->count;
+
+	while (n) {
+		uint64_t half = (n + 1) / 2;
+
+		i += rec_end(index->records[i + half - 1]) <= from ? half : 0;
+		n -= half;
+	}
+	return collect(index, i, from, to, 0, out, max);
+}
+
 static inline uint32_t find_with(obd_find_fn *fn,
 				 const struct obd_index *index, uint64_t lba,
 				 uint64_t sectors, struct obd_record *out,
 				 uint32_t max)
 {
-	const uint64_t limit = OBD_LBA_MASK + 1;
+	const uint64_t last = OBD_LBA_MASK;
 
-	if (obd_unlikely(lba >= limit || !sectors || !max))
+	if (obd_unlikely(lba > last || !sectors || !max))
 		return 0;
-	if (obd_unlikely(sectors > limit - lba))
-		sectors = limit - lba;
+	if (obd_unlikely(sectors > last - lba))
+		return find_at_the_end(index, lba, last + 1, out, max);
 	return fn(index, lba, lba + sectors, out, max);
+}
+
+uint32_t obd_find_at(enum obd_cpu level, const struct obd_index *index,
+		     uint64_t lba, uint64_t sectors, struct obd_record *out,
+		     uint32_t max)
+{
+	return find_with(obd_find_select(level), index, lba, sectors, out,
+			 max);
 }
 
 uint32_t obd_index_find(const struct obd_index *index, uint64_t lba,
@@ -257,26 +292,42 @@ int32_t obd_index_lookup(struct obd_index *index, uint64_t lba,
 	return (int32_t)obd_index_find(index, lba, sectors, records, max);
 }
 
+#define MANY_PIECES 16u
+
+/* The sum over found pieces.  How many a look-up finds is what no branch
+ * predictor can know, so the first two are added without asking. */
+static inline uint64_t sum_pieces(const struct obd_record *out,
+				  uint32_t found)
+{
+	uint64_t sum = (rec_at(out[0]) & -(uint64_t)(found > 0)) +
+		       (rec_at(out[1]) & -(uint64_t)(found > 1));
+	uint32_t i;
+
+	for (i = 2; obd_unlikely(i < found); i++)
+		sum += rec_at(out[i]);
+	return sum;
+}
+
 uint64_t obd_index_lookup_many(struct obd_index *index,
 			       const uint64_t *lbas, uint64_t n,
 			       uint32_t sectors)
 {
 	obd_find_fn *fn = find_chosen();
-	struct obd_record out[16];
+	struct obd_record out[MANY_PIECES] = { { 0, 0 } };
 	uint64_t i, sum = 0, lba, end;
-	uint32_t found, j;
+	uint32_t found;
 
 	for (i = 0; i < n; i++) {
 		lba = lbas[i];
 		end = lba + sectors;
-		do {
-			found = find_with(fn, index, lba, end - lba, out, 16);
-			for (j = 0; j < found; j++)
-				sum += rec_at(out[j]);
-			if (obd_likely(found < 16))
+		for (;;) {
+			found = find_with(fn, index, lba, end - lba, out,
+					  MANY_PIECES);
+			sum += sum_pieces(out, found);
+			if (obd_likely(found < MANY_PIECES))
 				break;
-			lba = rec_end(out[15]);
-		} while (lba < end);
+			lba = rec_end(out[MANY_PIECES - 1]);
+		}
 	}
 	return sum;
 }

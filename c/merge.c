@@ -24,6 +24,7 @@ struct merge {
 	struct obd_record current[LAYERS_MAX]; /* valid when live */
 	uint64_t live[WORDS];
 	uint32_t words;
+	uint64_t pos; /* what lies before it is written */
 	struct obd_record *out;
 	uint64_t count, cap;
 };
@@ -75,50 +76,54 @@ static inline uint32_t topmost(const struct merge *m)
 	return LAYERS_MAX;
 }
 
-/* Writes what is visible in [pos, until), whose layers are all known. */
-static int sweep(struct merge *m, uint64_t pos, uint64_t until)
+/* A record of `layer` begins at `until`: writes the pieces that are whole
+ * by now.  The topmost record stays open across what begins under it. */
+static int sweep(struct merge *m, uint64_t until, uint32_t layer)
 {
-	while (pos < until) {
+	for (;;) {
 		uint32_t top = topmost(m);
 		struct obd_record r;
 		uint64_t end;
 
-		if (top == LAYERS_MAX)
+		if (top == LAYERS_MAX) {
+			m->pos = until;
 			return 0;
+		}
 		r = m->current[top];
 		end = rec_end(r);
+		if (end > until && (top < layer || m->pos == until))
+			return 0;
 		if (end <= until)
 			m->live[top / 64] &= ~(1ull << (top % 64));
-		if (end <= pos)
+		else
+			end = until;
+		if (end <= m->pos)
 			continue;
 		if (m->count == m->cap)
 			return -E2BIG;
-		end = end < until ? end : until;
-		m->out[m->count++] = rec_cut(r, pos, end);
-		pos = end;
+		m->out[m->count++] = rec_cut(r, m->pos, end);
+		m->pos = end;
 	}
-	return 0;
 }
 
 static int merge_all(struct merge *m)
 {
-	uint64_t key = play_first(m, 1), pos = 0;
+	uint64_t key = play_first(m, 1);
 	int rc;
 
 	while (key != NONE) {
 		uint32_t layer = key & 255;
 		struct obd_record r = *m->next[layer]++;
 
-		rc = sweep(m, pos, key >> 8);
+		rc = sweep(m, key >> 8, layer);
 		if (rc)
 			return rc;
-		pos = key >> 8;
 		r.w1 = (r.w1 << 8 >> 8) | (uint64_t)layer << 56;
 		m->current[layer] = r;
 		m->live[layer / 64] |= 1ull << (layer % 64);
 		key = play(m, layer, head_of(m, layer));
 	}
-	return sweep(m, pos, OBD_LBA_MASK + 1);
+	return sweep(m, OBD_LBA_MASK + 1, LAYERS_MAX);
 }
 
 static void merge_setup(struct merge *m, struct obd_index *const *layers,
