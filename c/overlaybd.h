@@ -162,8 +162,9 @@ struct obd_zfile_info {
 /* Decompressing view of inner (a reference is taken).  Reads, checks and
  * keeps the jump table; the range of the table must be present.  Blocks.
  * -EINVAL: a field out of bounds; -ERANGE: table outside the file;
- * -EBADMSG: index crc; -EPROTO: an entry too small, or blocks that reach
- * past index_offset; -EUCLEAN: blocks disagree with original_size. */
+ * -EBADMSG: index crc; -EPROTO: an entry too small or larger than a block
+ * can grow, or blocks that reach past index_offset; -EUCLEAN: blocks
+ * disagree with original_size. */
 OBD_API int32_t obd_source_zfile(struct obd_source *inner,
 				 const struct obd_zfile_info *info,
 				 struct obd_source **out);
