@@ -126,8 +126,9 @@ function checkFinal(block: ZfileBlock, what: string): void {
 /**
  * The header of a ZFile.
  *
- * @throws {FormatError} magic, header bit, digest (section 3, rules 1 and 2),
- *   and when it carries the final values: block size, algorithm, count
+ * @throws {FormatError} magic, header bit, digest (section 3, rules 1 and 2);
+ *   when it carries the final values: block size, algorithm, count; when a
+ *   trailer does: data bit
  */
 export function parseZfileHeader(bytes: Uint8Array, crc: Crc): ZfileBlock {
   const what = "the ZFile header";
@@ -135,7 +136,11 @@ export function parseZfileHeader(bytes: Uint8Array, crc: Crc): ZfileBlock {
   if ((block.flags & ZFLAG.header) === 0n) {
     throw new FormatError(`${what} is marked as a trailer`);
   }
-  if ((block.flags & ZFLAG.headerOverwritten) !== 0n) checkFinal(block, what);
+  if ((block.flags & ZFLAG.headerOverwritten) !== 0n) {
+    checkFinal(block, what);
+  } else if ((block.flags & ZFLAG.data) === 0n) {
+    throw new FormatError(`${what} is not marked as data`);
+  }
   return block;
 }
 
