@@ -626,13 +626,21 @@ static int prepare(struct obd_map *map, uint64_t from, uint64_t to,
 	return reserve(map);
 }
 
+/* Inside the address space, and no cut carries out of the 55 bits. */
+static bool rec_sound(struct obd_record rec)
+{
+	return rec_end(rec) <= OBD_LBA_MASK + 1 &&
+	       (rec_zeroed(rec) ||
+		rec_at(rec) + rec_sectors(rec) <= OBD_AT_MASK + 1);
+}
+
 int obd_map_insert(struct obd_map *map, struct obd_record rec)
 {
 	int rc;
 
 	if (!rec_sectors(rec))
 		return 0;
-	if (rec_end(rec) > OBD_LBA_MASK + 1)
+	if (!rec_sound(rec))
 		return -EINVAL;
 	rc = prepare(map, rec_lba(rec), rec_end(rec), 1);
 	if (!rc)

@@ -3,7 +3,9 @@
  * Loading an index: every rule of spec lsmt 8 (and the cases of 13 that
  * concern it), met and broken by one, and the forms made in memory.
  */
-#define _GNU_SOURCE
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* memfd_create */
+#endif
 #include <sys/mman.h>
 
 #include "../internal.h"

@@ -216,6 +216,11 @@ static void what_maps_nothing_changes_nothing(void)
 	CHECK_EQ(obd_map_count(map), 0);
 	CHECK_EQ(obd_map_insert(map, rec_make(OBD_LBA_MASK, 2, 8, 0, 0)),
 		 -EINVAL);
+	/* A cut of it would carry into the zeroed bit. */
+	CHECK_EQ(obd_map_insert(map, rec_make(0, 2, OBD_AT_MASK, 0, 0)),
+		 -EINVAL);
+	CHECK_EQ(obd_map_insert(map, rec_make(0, 2, OBD_AT_MASK, 1, 0)), 0);
+	CHECK_EQ(obd_map_remove(map, 0, 2), 0);
 	CHECK_EQ(obd_map_count(map), 0);
 	CHECK_EQ(obd_map_find(map, 0, UINT64_MAX, got, 1), 0);
 	obd_map_free(map);
