@@ -48,7 +48,7 @@ static struct {
 	struct worker *workers[WORKERS_MAX];
 	uint32_t worker_count, next_worker;
 	struct obd_task *head, **tail;
-	uint32_t helpers, idle;
+	uint32_t queued, helpers, idle;
 } plane = { .lock = PTHREAD_MUTEX_INITIALIZER, .tail = &plane.head };
 
 static __thread struct worker *this_worker;
@@ -283,6 +283,7 @@ static struct obd_task *next_task(void)
 	}
 	task = plane.head;
 	plane.head = task->next;
+	plane.queued--;
 	if (!plane.head)
 		plane.tail = &plane.head;
 	return task;
@@ -329,7 +330,7 @@ int obd_plane_offload(struct obd_task *task)
 	task->next = NULL;
 	pthread_mutex_lock(&plane.lock);
 	prepare_conditions();
-	if (plane.idle == 0 && plane.helpers < HELPERS_MAX) {
+	if (plane.queued >= plane.idle && plane.helpers < HELPERS_MAX) {
 		rc = start_thread(&thread, helper_main, NULL);
 		if (!rc)
 			plane.helpers++;
@@ -339,6 +340,7 @@ int obd_plane_offload(struct obd_task *task)
 	if (!rc) {
 		*plane.tail = task;
 		plane.tail = &task->next;
+		plane.queued++;
 		pthread_cond_signal(&plane.work);
 	}
 	pthread_mutex_unlock(&plane.lock);
