@@ -190,7 +190,10 @@ OBD_HIDDEN int obd_write_iov(int fd, const struct iovec *iov, uint32_t count,
 enum obd_stat { ST_READS, ST_READ_BYTES, ST_WRITES, ST_WRITTEN_BYTES,
 		ST_DISCARDS, ST_DISCARDED_BYTES, ST_FLUSHES, ST_ERRORS,
 		ST_MISSES, ST_PARKED, ST_CORRUPT, ST_ALLOCATIONS, ST_COUNT };
-#define STAT_SHARDS 8u
+/* Every shard but the last belongs to one living thread, which needs no
+ * locked instruction to count; the last is everybody else's. */
+#define STAT_SHARDS 16u
+#define STAT_SHARED (STAT_SHARDS - 1)
 
 struct obd_counters {
 	_Alignas(64) _Atomic uint64_t v[ST_COUNT];
@@ -207,14 +210,27 @@ struct obd_device {
 	struct obd_counters counters[STAT_SHARDS];
 };
 
-/* The calling thread's shard of a device's counters. */
-OBD_HIDDEN uint32_t obd_thread_shard(void);
+/* The calling thread's shard of every device's counters, plus one; 0: not
+ * assigned yet. */
+extern OBD_HIDDEN _Thread_local uint32_t obd_stat_shard
+	__attribute__((tls_model("initial-exec")));
+OBD_HIDDEN uint32_t obd_stat_assign(void);
 
 static inline void obd_count(struct obd_device *dev, enum obd_stat what,
 			     uint64_t n)
 {
-	atomic_fetch_add_explicit(&dev->counters[obd_thread_shard()].v[what],
-				  n, memory_order_relaxed);
+	uint32_t shard = obd_stat_shard;
+	_Atomic uint64_t *v;
+
+	if (obd_unlikely(!shard))
+		shard = obd_stat_assign();
+	v = &dev->counters[shard - 1].v[what];
+	if (obd_likely(shard - 1 != STAT_SHARED))
+		atomic_store_explicit(v, n + atomic_load_explicit(v,
+				      memory_order_relaxed),
+				      memory_order_relaxed);
+	else
+		atomic_fetch_add_explicit(v, n, memory_order_relaxed);
 }
 
 /* ---- pieces of a disk (request.c) -------------------------------------- */

@@ -11,15 +11,46 @@
 
 static _Atomic uint32_t devices;
 
-uint32_t obd_thread_shard(void)
-{
-	static _Atomic uint32_t threads;
-	static _Thread_local uint32_t mine
-		__attribute__((tls_model("initial-exec")));
+/* ---- who counts where --------------------------------------------------- */
 
-	if (obd_unlikely(!mine))
-		mine = atomic_fetch_add(&threads, 1) % STAT_SHARDS + 1;
-	return mine - 1;
+_Thread_local uint32_t obd_stat_shard;
+static _Atomic uint32_t shards_taken; /* a bit for every shard in use */
+static pthread_key_t shard_key;
+static pthread_once_t shard_once = PTHREAD_ONCE_INIT;
+
+/* The next owner's acquire sees what this thread has counted. */
+static void shard_drop(void *shard)
+{
+	uint32_t nr = (uint32_t)(uintptr_t)shard - 1;
+
+	obd_stat_shard = STAT_SHARED + 1;
+	atomic_fetch_and_explicit(&shards_taken, ~(1u << nr),
+				  memory_order_release);
+}
+
+static void shard_init(void)
+{
+	if (pthread_key_create(&shard_key, shard_drop))
+		atomic_store(&shards_taken, ~0u); /* all share the last */
+}
+
+uint32_t obd_stat_assign(void)
+{
+	uint32_t taken, nr;
+
+	pthread_once(&shard_once, shard_init);
+	taken = atomic_load(&shards_taken);
+	do {
+		nr = (uint32_t)__builtin_ctz(~taken | 1u << STAT_SHARED);
+	} while (nr < STAT_SHARED &&
+		 !atomic_compare_exchange_weak_explicit(&shards_taken, &taken,
+			taken | 1u << nr, memory_order_acquire,
+			memory_order_relaxed));
+	obd_stat_shard = nr + 1;
+	if (nr < STAT_SHARED)
+		pthread_setspecific(shard_key,
+				    (void *)(uintptr_t)obd_stat_shard);
+	return obd_stat_shard;
 }
 
 /* ---- life --------------------------------------------------------------- */
