@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * `map`: which layer serves which range.
+ *
+ * @module
+ */
+import { readImageConfig } from "../image/config.ts";
+import { openStack } from "../image/image.ts";
+import { type MapEntry, mapStack } from "../image/map.ts";
+import { EXIT } from "./exit.ts";
+import { printJsonList, stdoutPrinter } from "./print.ts";
+import type { Args } from "./table.ts";
+
+const COLUMNS = [16, 16, 7, 5, 16] as const;
+
+function row(cells: readonly string[]): string {
+  return cells.map((cell, i) => cell.padStart(COLUMNS[i] ?? 0)).join(" ");
+}
+
+function layerName({ layer }: MapEntry): string {
+  return layer === null ? "-" : String(layer);
+}
+
+/** Runs `overlaybd map CONFIG [--json]`. */
+export async function run(args: Args<"map">): Promise<number> {
+  const config = await readImageConfig(args.config);
+  using stack = await openStack(config, { readonly: true });
+  for (const warning of stack.warnings) console.error(`WARNING ${warning}`);
+  if (args.json) {
+    await printJsonList(mapStack(stack));
+    return EXIT.ok;
+  }
+  const out = stdoutPrinter();
+  out.line(row(["offset", "length", "layer", "kind", "at"]));
+  for (const entry of mapStack(stack)) {
+    out.line(row([
+      String(entry.offset),
+      String(entry.length),
+      layerName(entry),
+      entry.kind,
+      entry.at === null ? "-" : String(entry.at),
+    ]));
+  }
+  out.flush();
+  return EXIT.ok;
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * `merge`: an image becomes one layer (spec/tools.md, section 5).
+ *
+ * @module
+ */
+import { snapshotUpper, upperSource } from "../../ffi/engine.ts";
+import { readImageConfig } from "../image/config.ts";
+import { type OpenStack, openStack } from "../image/image.ts";
+import { type MergeLayer, mergeLayers } from "../layer/merge.ts";
+import { readServiceConfig } from "../service/config.ts";
+import { withResultFile } from "../service/result.ts";
+import { reportWritten, threadCount } from "./compression.ts";
+import { EXIT, ExitError, reason } from "./exit.ts";
+import { notBuilt, warnWithout } from "./original.ts";
+import type { Call } from "./program.ts";
+import { showProgress } from "./progress.ts";
+import { InterruptedError, interruptible } from "./signals.ts";
+import type { Args } from "./table.ts";
+
+type MergeArgs = Args<"merge">;
+
+const BLOCK_SIZE = 4096;
+
+/** `what` in the original's words, and why. */
+function mergeFailure(call: Call, what: string, error?: unknown): ExitError {
+  const why = error === undefined ? "output is required" : reason(error);
+  return new ExitError(
+    EXIT.failure,
+    call.original ? `${what}: ${why}` : `${call.program}: ${why}`,
+  );
+}
+
+/** The stack's layers, topmost first, and what must be let go after. */
+function layersOf(
+  stack: OpenStack,
+  resources: DisposableStack,
+): MergeLayer[] {
+  const lowers = stack.lowers.toReversed();
+  if (stack.upper === undefined) return lowers;
+  const index = resources.use(snapshotUpper(stack.upper.upper));
+  const source = resources.use(upperSource(stack.upper.upper));
+  return [{ index, source }, ...lowers];
+}
+
+async function openConfigured(args: MergeArgs): Promise<OpenStack> {
+  await readServiceConfig(args.serviceConfig);
+  const config = await readImageConfig(args.image_config_path);
+  return await withResultFile(
+    config.resultFile,
+    () => openStack(config, { readonly: true }),
+  );
+}
+
+async function merge(
+  args: MergeArgs & { output: string },
+  stack: OpenStack,
+  call: Call,
+): Promise<void> {
+  const startedAt = performance.now();
+  using resources = new DisposableStack();
+  const bar = resources.use(showProgress("merge"));
+  const parent = stack.upper?.header ?? stack.lowers[0]?.header;
+  const written = await interruptible((signal) =>
+    mergeLayers({
+      layers: layersOf(stack, resources),
+      virtualSize: stack.virtualSize,
+      parentUuid: parent?.parentUuid ?? "",
+      output: args.output,
+      replace: true,
+      zfile: args.compress
+        ? { algorithm: "lz4", blockSize: BLOCK_SIZE }
+        : undefined,
+      threads: threadCount(args.threads, call),
+      signal,
+      onProgress: bar.onProgress,
+    })
+  );
+  bar[Symbol.dispose]();
+  reportWritten(args.output, written, startedAt, call, args.verbose);
+}
+
+function refuse(args: MergeArgs, call: Call): void {
+  if (args.upload !== undefined) throw notBuilt(call, "--upload");
+  warnWithout([
+    ...args.upload_bs === undefined ? [] : ["--upload_bs"],
+    ...args.cred_file_path === undefined ? [] : ["--cred_file_path"],
+    ...args.tls_key_path === undefined ? [] : ["--tls_key_path"],
+    ...args.tls_cert_path === undefined ? [] : ["--tls_cert_path"],
+  ], "without '--upload'");
+  if (args.tar) warnWithout(["-t"], "by merge");
+}
+
+/** Runs `overlaybd-merge image_config_path output`. */
+export async function run(args: MergeArgs, call: Call): Promise<number> {
+  refuse(args, call);
+  const { output } = args;
+  if (output === undefined) {
+    throw mergeFailure(call, "failed to create output file");
+  }
+  const stack = await openConfigured(args).catch((error) => {
+    throw mergeFailure(call, "failed to create image file", error);
+  });
+  using _ = stack;
+  for (const warning of stack.warnings) console.error(`WARNING ${warning}`);
+  try {
+    await merge({ ...args, output }, stack, call);
+  } catch (error) {
+    if (error instanceof InterruptedError) throw error;
+    const atOutput = reason(error).startsWith(`cannot create ${output}: `);
+    throw mergeFailure(
+      call,
+      atOutput ? "failed to create output file" : "failed to compact",
+      error,
+    );
+  }
+  return EXIT.ok;
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * `resultFile`: how opening an image ended (spec/image.md, section 7).
+ *
+ * @module
+ */
+import { rename, rm, stat, writeFile } from "node:fs/promises";
+import { ImageError } from "../image/image.ts";
+
+/** Where log lines go. */
+export type Log = (line: string) => void;
+
+const toStderr: Log = (line) => console.error(line);
+
+/** What the file says about an outcome. */
+export function resultText(error: unknown): string {
+  if (error === undefined) return "success";
+  const text = error instanceof ImageError
+    ? error.resultText
+    : error instanceof Error
+    ? error.message
+    : String(error);
+  return `failed:${text}`;
+}
+
+/**
+ * Writes the outcome, whole or not at all.  A file that cannot be written is
+ * logged; the image is served all the same.
+ *
+ * @param path empty: no result file is wanted
+ * @param error undefined when the image is open
+ */
+export async function writeResult(
+  path: string,
+  error: unknown,
+  log: Log = toStderr,
+): Promise<void> {
+  if (path === "") return;
+  const text = resultText(error);
+  try {
+    const existing = await stat(path).catch(() => undefined);
+    if (existing !== undefined && !existing.isFile()) {
+      await writeFile(path, text);
+      return;
+    }
+    const temporary = `${path}.${Deno.pid}`;
+    try {
+      await writeFile(temporary, text);
+      await rename(temporary, path);
+    } catch (cause) {
+      await rm(temporary, { force: true });
+      throw cause;
+    }
+  } catch (cause) {
+    log(
+      `WARNING cannot write result file ${path}: ${
+        cause instanceof Error ? cause.message : String(cause)
+      }`,
+    );
+  }
+}
+
+/** Opens an image and writes how that ended. */
+export async function withResultFile<T>(
+  path: string,
+  open: () => Promise<T>,
+): Promise<T> {
+  try {
+    const opened = await open();
+    await writeResult(path, undefined);
+    return opened;
+  } catch (error) {
+    await writeResult(path, error);
+    throw error;
+  }
+}
