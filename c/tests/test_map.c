@@ -186,6 +186,20 @@ static void deep_trees_grow_and_shrink(void)
 	obd_map_free(map);
 }
 
+/* Enough for inner nodes under the root to grow at their right end. */
+static void appending_keeps_the_tree_sound_at_every_step(void)
+{
+	struct obd_map *map = obd_map_new();
+	uint64_t i;
+
+	for (i = 0; i < 4500; i++) {
+		obd_map_insert(map, rec_make(i * 3, 2, 8 + i, false, 0));
+		if (i > 3900 || i % 64 == 0)
+			CHECK(obd_map_sound(map));
+	}
+	obd_map_free(map);
+}
+
 static void one_record_may_cover_the_whole_of_a_deep_tree(void)
 {
 	struct obd_map *map = obd_map_new();
@@ -285,6 +299,23 @@ static void a_record_takes_at_most_24_bytes(void)
 	CHECK(bytes_per_record(200000, backwards) <= 240);
 }
 
+static void few_records_that_remain_do_not_hold_many_nodes(void)
+{
+	struct obd_map *map = obd_map_new();
+	const uint64_t n = 64000;
+	uint64_t i;
+
+	for (i = 0; i < n; i++)
+		obd_map_insert(map, rec_make(scattered(i), 1, 8, false, 0));
+	for (i = 0; i < n; i++)
+		if (i % 16)
+			obd_map_remove(map, scattered(i), 1);
+	CHECK_EQ(obd_map_count(map), n / 16);
+	CHECK(obd_map_sound(map));
+	CHECK(obd_map_bytes(map) / (n / 16) < 48);
+	obd_map_free(map);
+}
+
 /* ---- failures --------------------------------------------------------- */
 
 static int64_t allocations_left;
@@ -369,10 +400,12 @@ int main(void)
 	RUN(random_programs_leave_what_the_model_has);
 	RUN(the_last_sectors_of_the_address_space_work);
 	RUN(deep_trees_grow_and_shrink);
+	RUN(appending_keeps_the_tree_sound_at_every_step);
 	RUN(one_record_may_cover_the_whole_of_a_deep_tree);
 	RUN(what_maps_nothing_changes_nothing);
 	RUN(neighbours_are_never_joined);
 	RUN(a_record_takes_at_most_24_bytes);
+	RUN(few_records_that_remain_do_not_hold_many_nodes);
 	RUN(no_memory_leaves_the_map_as_it_was);
 	RUN(the_limit_is_exact);
 	return check_done();
