@@ -23,6 +23,9 @@ export const MAX_RECORDS = 1_000_000;
 /** `lba` of a record that every reader drops. */
 export const INVALID_LBA = 2 ** 50 - 1;
 
+/** Bytes of a disk at most: the last sector's number is below INVALID_LBA. */
+export const MAX_VIRTUAL_SIZE = BigInt(INVALID_LBA) * 512n;
+
 const MAGIC = Uint8Array.of(
   ...[0x4c, 0x53, 0x4d, 0x54, 0x00, 0x01, 0x02, 0x00],
   ...[0x65, 0x7e, 0x63, 0xd2, 0x94, 0x44, 0x08, 0x4c],
@@ -130,6 +133,18 @@ function demand(holds: boolean, what: string): void {
 }
 
 /**
+ * A disk's size fits the index's sector numbers.
+ *
+ * @throws {FormatError} it does not
+ */
+export function checkVirtualSize(block: LsmtBlock): void {
+  demand(
+    block.virtualSize <= MAX_VIRTUAL_SIZE,
+    `the virtual size is ${block.virtualSize}, at most ${MAX_VIRTUAL_SIZE}`,
+  );
+}
+
+/**
  * The header of a committed or sealed layer, or of a writable data file.
  *
  * @throws {FormatError} magic, header bit or data bit (section 8, rule 1)
@@ -151,7 +166,7 @@ export function parseLsmtHeader(bytes: Uint8Array): LsmtBlock {
  * The trailer of a committed or sealed layer, bounds checked.
  *
  * @param size of the layer in bytes, out of tar and ZFile
- * @throws {FormatError} section 8, rules 2 to 4
+ * @throws {FormatError} section 8, rules 2 to 4, or an impossible size
  */
 export function parseLsmtTrailer(bytes: Uint8Array, size: number): LsmtBlock {
   const block = parseBlock(bytes, "the trailer");
@@ -179,6 +194,7 @@ export function parseLsmtTrailer(bytes: Uint8Array, size: number): LsmtBlock {
     end <= trailerAt,
     `the index ends at ${end}, past the trailer at ${trailerAt}`,
   );
+  checkVirtualSize(block);
   return block;
 }
 
@@ -205,6 +221,7 @@ export function parseIndexHeader(bytes: Uint8Array): LsmtBlock {
     block.indexOffset === BigInt(BLOCK_SIZE),
     `the index begins at ${block.indexOffset}, not at ${BLOCK_SIZE}`,
   );
+  checkVirtualSize(block);
   return block;
 }
 

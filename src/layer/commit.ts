@@ -27,14 +27,18 @@ import {
   FLAG,
   FLAGS,
   type LsmtBlock,
+  MAX_RECORDS,
   parseLsmtHeader,
 } from "../format/lsmt.ts";
 import { isUuid, NIL_UUID, normalizeUuid } from "../format/uuid.ts";
 import { fillGaps, type FillLayer } from "./fill.ts";
 import { openLayer } from "./open.ts";
+import { refuseExisting } from "./output.ts";
 import { openUpper } from "./upper.ts";
 import {
+  LayerError,
   type LayerInput,
+  needsFolding,
   writeLayer,
   type WriteOptions,
   type Written,
@@ -54,7 +58,8 @@ export interface CommitOptions extends WriteOptions {
   uuid?: string | undefined;
   /** @default what the layer's header says */
   parentUuid?: string | undefined;
-  /** lower layers, bottom first: their data closes gaps between records */
+  /** lower layers, bottom first: where the index would have too many records,
+   * their data closes gaps */
   fill?: readonly FillLayer[];
 }
 
@@ -109,6 +114,7 @@ function uuidOr(text: string | undefined, otherwise: string): string {
 export async function commitLayer(
   options: CommitOptions,
 ): Promise<Written & { warnings: readonly string[] }> {
+  refuseExisting(options.output, options.replace ?? false);
   using input = options.sealed === true
     ? await openSealed(options.data)
     : await openWritable(options.data, options.index ?? "");
@@ -125,7 +131,9 @@ export async function commitLayer(
       "the data of the layers below, so that fewer are needed",
   };
   const write = { ...options, rewriteHeader: true };
-  if (options.fill === undefined) {
+  if (
+    options.fill === undefined || !needsFolding(input.index, [input.source])
+  ) {
     return { ...await writeLayer(layer, write), warnings: input.warnings };
   }
   using filled = fillGaps(input.index, input.source, options.fill);
@@ -152,6 +160,14 @@ export async function sealLayer(
   using map = snapshotUpper(upper.upper);
   const fd = openFd(data, O.RDWR);
   try {
+    const records = indexCount(map);
+    if (records > MAX_RECORDS) {
+      throw new LayerError(
+        `cannot seal ${data}: its index would have ${records} records, and ` +
+          `no reader takes more than ${MAX_RECORDS}: commit it instead, ` +
+          "which folds records",
+      );
+    }
     const before = sizeOfFd(fd);
     // A torn last sector is no data: the index begins at a sector.
     const at = Math.ceil(before / 512) * 512;
@@ -166,7 +182,7 @@ export async function sealLayer(
           ? FLAGS.sparseTrailer
           : FLAGS.trailer,
         indexOffset: at,
-        indexSize: indexCount(map),
+        indexSize: records,
         virtualSize,
         uuid: uuidOr(uuid, NIL_UUID),
         parentUuid: uuidOr(parentUuid, NIL_UUID),
@@ -175,6 +191,7 @@ export async function sealLayer(
       await syncFd(fd);
     } catch (error) {
       truncateFd(fd, before);
+      await syncFd(fd);
       throw error;
     }
     return { warnings: upper.warnings };

@@ -4,8 +4,7 @@
  *
  * @module
  */
-import { statSync } from "node:fs";
-import { dirname } from "node:path";
+import { lstatSync, statSync } from "node:fs";
 import {
   closeFd,
   O,
@@ -13,7 +12,6 @@ import {
   preadFd,
   pwriteFd,
   sizeOfFd,
-  syncFd,
   truncateFd,
   unlinkPath,
 } from "../../ffi/engine.ts";
@@ -22,15 +20,14 @@ import {
   BLOCK_SIZE,
   encodeLsmtBlock,
   FLAGS,
+  MAX_VIRTUAL_SIZE,
   parseIndexHeader,
 } from "../format/lsmt.ts";
-import { isUuid, normalizeUuid, randomUuid } from "../format/uuid.ts";
-import { nameFile, syncDirectory } from "./output.ts";
+import { isUuid, NIL_UUID, normalizeUuid, randomUuid } from "../format/uuid.ts";
+import { createOutput, type OutputFile } from "./output.ts";
+import { LayerError } from "./write.ts";
 
 const EEXIST = 17;
-
-/** Largest disk in bytes: 2^50 sectors. */
-export const MAX_VIRTUAL_SIZE = (1n << 50n) * 512n;
 
 /** What to make. */
 export interface CreateOptions {
@@ -39,7 +36,7 @@ export interface CreateOptions {
   /** bytes; 0: taken from the layers below when first opened */
   virtualSize: bigint;
   kind: "log" | "sparse" | "raw";
-  /** valid, or undefined for none */
+  /** "" or undefined: none */
   parentUuid?: string | undefined;
   /** @default random, version 4 */
   uuid?: string;
@@ -47,6 +44,9 @@ export interface CreateOptions {
 
 /** An index file that belongs to no data: what a killed create leaves. */
 function isPristineIndex(path: string): boolean {
+  if (statSync(path, { throwIfNoEntry: false })?.isFile() !== true) {
+    return false;
+  }
   const fd = openFd(path, O.RDONLY);
   try {
     const size = sizeOfFd(fd);
@@ -63,22 +63,20 @@ function isPristineIndex(path: string): boolean {
   }
 }
 
-/** An unnamed file with the given first bytes. */
-function prepare(path: string, bytes: Uint8Array<ArrayBuffer>, size: bigint) {
-  let fd: number;
+/** Fills a file that has no name yet. */
+function prepare(
+  path: string,
+  replace: boolean,
+  bytes: Uint8Array<ArrayBuffer>,
+  size: bigint,
+): OutputFile {
+  const file = createOutput(path, { replace });
   try {
-    fd = openFd(dirname(path), O.TMPFILE | O.RDWR, 0o644);
+    if (bytes.length > 0) pwriteFd(file.fd, bytes, 0);
+    if (size > BigInt(bytes.length)) truncateFd(file.fd, size);
+    return file;
   } catch (error) {
-    throw error instanceof EngineError
-      ? new EngineError(error.errno, `cannot create ${path}`)
-      : error;
-  }
-  try {
-    if (bytes.length > 0) pwriteFd(fd, bytes, 0);
-    if (size > BigInt(bytes.length)) truncateFd(fd, size);
-    return fd;
-  } catch (error) {
-    closeFd(fd);
+    file.abort();
     throw error;
   }
 }
@@ -93,7 +91,7 @@ function contents(options: CreateOptions) {
   const common = {
     virtualSize,
     uuid: options.uuid ?? randomUuid(),
-    parentUuid: isUuid(parent) ? normalizeUuid(parent) : "",
+    parentUuid: parent === "" ? NIL_UUID : normalizeUuid(parent),
   };
   if (kind === "sparse") {
     return {
@@ -113,41 +111,60 @@ function contents(options: CreateOptions) {
   };
 }
 
+/** A name is taken: by anything, a dangling link included. */
+function refuse(path: string): never {
+  throw new EngineError(EEXIST, `cannot create ${path}`);
+}
+
+function exists(path: string): boolean {
+  return lstatSync(path, { throwIfNoEntry: false }) !== undefined;
+}
+
+function checkOptions(options: CreateOptions): void {
+  const { virtualSize, parentUuid = "" } = options;
+  if (virtualSize < 0n || virtualSize > MAX_VIRTUAL_SIZE) {
+    throw new LayerError(
+      `cannot make a disk of ${virtualSize} bytes: at most ${MAX_VIRTUAL_SIZE}`,
+    );
+  }
+  if (parentUuid !== "" && !isUuid(parentUuid)) {
+    throw new LayerError(
+      `cannot use parent uuid ${JSON.stringify(parentUuid)}: expected ` +
+        "8-4-4-4-12 hex digits",
+    );
+  }
+}
+
 /**
- * Creates data and index file, both or none.  An index file without data and
- * without records is replaced; it is what an interrupted create leaves.
+ * Creates data and index file, both or none: prepared without names, the
+ * index named first.  So a killed create leaves at most an index file without
+ * data and records, and such a one is replaced.
  *
+ * @throws {LayerError} the size or the parent uuid is impossible
  * @throws {EngineError} EEXIST, or why a file cannot be made
  */
 export async function createUpper(options: CreateOptions): Promise<void> {
   const { data, index } = options;
-  if (statSync(data, { throwIfNoEntry: false }) !== undefined) {
-    throw new EngineError(EEXIST, `cannot create ${data}`);
-  }
-  const leftover = statSync(index, { throwIfNoEntry: false }) !== undefined;
-  if (leftover && !isPristineIndex(index)) {
-    throw new EngineError(EEXIST, `cannot create ${index}`);
-  }
+  checkOptions(options);
+  if (exists(data)) refuse(data);
+  const leftover = exists(index);
+  if (leftover && !isPristineIndex(index)) refuse(index);
   const bytes = contents(options);
-  const dataFd = prepare(data, bytes.data, bytes.dataSize);
+  const dataFile = prepare(data, false, bytes.data, bytes.dataSize);
   try {
-    const indexFd = prepare(index, bytes.index, 0n);
+    const indexFile = prepare(index, leftover, bytes.index, 0n);
     try {
-      await syncFd(dataFd);
-      await syncFd(indexFd);
-      nameFile(indexFd, index, leftover);
-      try {
-        nameFile(dataFd, data, false);
-      } catch (error) {
-        unlinkPath(index);
-        throw error;
-      }
+      await indexFile.publish();
     } finally {
-      closeFd(indexFd);
+      indexFile.abort();
+    }
+    try {
+      await dataFile.publish();
+    } catch (error) {
+      unlinkPath(index);
+      throw error;
     }
   } finally {
-    closeFd(dataFd);
+    dataFile.abort();
   }
-  await syncDirectory(dirname(data));
-  if (dirname(index) !== dirname(data)) await syncDirectory(dirname(index));
 }

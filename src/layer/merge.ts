@@ -4,15 +4,14 @@
  *
  * @module
  */
-import {
-  type Index,
-  mergeIndexes,
-  newPlan,
-  type Source,
-} from "../../ffi/engine.ts";
-import { MAX_RECORDS } from "../format/lsmt.ts";
+import { type Index, mergeIndexes, type Source } from "../../ffi/engine.ts";
 import { isUuid, NIL_UUID, normalizeUuid } from "../format/uuid.ts";
-import { writeLayer, type WriteOptions, type Written } from "./write.ts";
+import {
+  needsFolding,
+  writeLayer,
+  type WriteOptions,
+  type Written,
+} from "./write.ts";
 
 /** One layer of the stack. */
 export interface MergeLayer {
@@ -30,13 +29,6 @@ export interface MergeOptions extends WriteOptions {
   parentUuid: string;
 }
 
-/** True when the records of all levels apart are too many for a reader. */
-function mustFold(index: Index, sources: readonly Source[]): boolean {
-  const { plan, info } = newPlan(index, sources);
-  plan.close();
-  return info.paddedRecords > MAX_RECORDS;
-}
-
 /**
  * Writes one layer that reads as the whole stack.  Records keep the level
  * they came from, as the original's do, unless that makes them too many.
@@ -50,7 +42,7 @@ export async function mergeLayers(options: MergeOptions): Promise<Written> {
   return await writeLayer({
     index,
     sources,
-    foldLevels: mustFold(index, sources),
+    foldLevels: needsFolding(index, sources),
     fields: {
       virtualSize: options.virtualSize,
       uuid: NIL_UUID,

@@ -19,9 +19,11 @@ import {
 } from "../../ffi/engine.ts";
 import { EngineError } from "../../ffi/errors.ts";
 
+const S_IFREG = 0o100000;
 const ENOENT = 2;
 const EEXIST = 17;
 const EISDIR = 21;
+const EINVAL = 22;
 const EOPNOTSUPP = 95;
 
 /** A file being written. */
@@ -69,7 +71,7 @@ function openInPlace(path: string): OutputFile {
   return {
     fd,
     stream: true,
-    mode: 0o100644,
+    mode: S_IFREG | 0o644,
     restart: () => {
       throw new Error(`cannot start ${path} again: it is no regular file`);
     },
@@ -87,7 +89,7 @@ function temporaryName(path: string): string {
   return join(dirname(path), `.${basename(path)}.${Deno.pid}-${unique}`);
 }
 
-/** An unnamed file in `dir`, or a named one where that cannot be had. */
+/** An unnamed file beside `path`, or a named one where that is not to be had. */
 function openUnnamed(
   path: string,
   mode: number,
@@ -115,6 +117,9 @@ export async function syncDirectory(dir: string): Promise<void> {
   const fd = openFd(dir, O.RDONLY);
   try {
     await syncFd(fd);
+  } catch (error) {
+    // Some network file systems cannot: they keep names by themselves.
+    if (!(error instanceof EngineError) || error.errno !== EINVAL) throw error;
   } finally {
     closeFd(fd);
   }
@@ -139,6 +144,22 @@ export function nameFile(fd: number, path: string, replace: boolean): void {
 }
 
 /**
+ * Says early that an output's name is taken, before long work is begun.
+ *
+ * @throws {EngineError} EEXIST, or EISDIR
+ */
+export function refuseExisting(path: string, replace: boolean): void {
+  const existing = statSync(path, { throwIfNoEntry: false });
+  if (existing?.isDirectory() === true) {
+    throw new EngineError(EISDIR, `cannot create ${path}`);
+  }
+  if (existing !== undefined && !existing.isFile()) return;
+  if (!replace && lstatSync(path, { throwIfNoEntry: false }) !== undefined) {
+    throw new EngineError(EEXIST, `cannot create ${path}`);
+  }
+}
+
+/**
  * Starts an output.
  *
  * @param path what it will be called; symbolic links are followed
@@ -150,16 +171,12 @@ export function createOutput(
   options: OutputOptions = {},
 ): OutputFile {
   const replace = options.replace ?? false;
+  refuseExisting(path, replace);
   const existing = statSync(path, { throwIfNoEntry: false });
-  if (existing?.isDirectory() === true) {
-    throw new EngineError(EISDIR, `cannot create ${path}`);
-  }
   if (existing !== undefined && !existing.isFile()) return openInPlace(path);
-  if (lstatSync(path, { throwIfNoEntry: false }) !== undefined && !replace) {
-    throw new EngineError(EEXIST, `cannot create ${path}`);
-  }
   const real = followLinks(path);
-  const { fd, name } = openUnnamed(real, options.mode ?? 0o644);
+  const mode = options.mode ?? 0o644;
+  const { fd, name } = openUnnamed(real, mode);
   let open = true;
   const abort = () => {
     if (!open) return;
@@ -170,7 +187,7 @@ export function createOutput(
   return {
     fd,
     stream: false,
-    mode: statSync(`/proc/self/fd/${fd}`).mode,
+    mode: S_IFREG | (mode & ~Deno.umask()),
     restart: () => truncateFd(fd, 0),
     publish: async () => {
       try {

@@ -25,6 +25,7 @@ import {
 import { FormatError } from "../format/error.ts";
 import {
   BLOCK_SIZE,
+  checkVirtualSize,
   FLAG,
   type LsmtBlock,
   parseIndexHeader,
@@ -66,18 +67,34 @@ export interface OpenUpper extends Disposable {
   close(): void;
 }
 
-/** The process that holds a flock on the file, from /proc/locks. */
+/** What /proc/locks says, "" where there is no /proc. */
+function procLocks(): string {
+  try {
+    return readFileSync("/proc/locks", "utf8");
+  } catch {
+    return "";
+  }
+}
+
+/**
+ * The process that holds a flock on the file, from /proc/locks; undefined
+ * when it lives in another pid namespace, or cannot be told.
+ */
 export function lockHolder(path: string): number | undefined {
   const { dev, ino } = statSync(path);
   const major = (dev >> 8) & 0xfff;
   const minor = (dev & 0xff) | ((dev >> 12) & 0xfff00);
   const hex = (n: number) => n.toString(16).padStart(2, "0");
-  const id = `${hex(major)}:${hex(minor)}:${ino}`;
-  for (const line of readFileSync("/proc/locks", "utf8").split("\n")) {
-    const fields = line.trim().split(/\s+/);
-    if (fields[1] === "FLOCK" && fields[5] === id) return Number(fields[4]);
-  }
-  return undefined;
+  const device = `${hex(major)}:${hex(minor)}`;
+  const held = procLocks().split("\n").map((line) => line.trim().split(/\s+/))
+    .filter((fields) =>
+      fields[1] === "FLOCK" && fields[5]?.endsWith(`:${ino}`) === true
+    );
+  // btrfs and overlayfs show another device to stat than to locks.
+  const fields = held.find((f) => f[5] === `${device}:${ino}`) ??
+    (held.length === 1 ? held[0] : undefined);
+  const pid = Number(fields?.[4] ?? 0);
+  return pid > 0 ? pid : undefined;
 }
 
 /**
@@ -180,6 +197,7 @@ async function open(
 ): Promise<OpenUpper> {
   lockUpper(dataFd, options.data, options.readonly);
   const header = parseLsmtHeader(readBlock(dataFd, options.data));
+  checkVirtualSize(header);
   const sparse = (header.flags & FLAG.sparse) !== 0;
   if (sparse && isSealed(dataFd)) {
     throw new FormatError("it is sealed: it cannot be written any more");

@@ -142,6 +142,16 @@ export interface LayerInput {
   tooMany: string;
 }
 
+/** True when the records, unfolded across sources, are too many to read. */
+export function needsFolding(
+  index: Index,
+  sources: readonly Source[],
+): boolean {
+  const { plan, info } = newPlan(index, sources);
+  plan.close();
+  return info.paddedRecords > MAX_RECORDS;
+}
+
 async function writeTo(
   output: OutputFile,
   input: LayerInput,

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { fstatSync } from "node:fs";
+import { statSync } from "node:fs";
 import {
   closeFd,
   compress,
@@ -35,8 +35,8 @@ export interface CompressOptions extends Omit<WriteOptions, "zfile"> {
 }
 
 /** True for what can be read from its beginning again. */
-function canReadAgain(fd: number): boolean {
-  return fstatSync(fd).isFile();
+function canReadAgain(input: string | undefined): boolean {
+  return input !== undefined && statSync(input).isFile();
 }
 
 /**
@@ -60,7 +60,7 @@ export async function compressFile(options: CompressOptions): Promise<Written> {
   })();
   try {
     const to = engineOutput(output, tar);
-    const again = input !== undefined && canReadAgain(fd);
+    const again = canReadAgain(input);
     let runs = 0;
     const { result, blockSize } = await withSmallerBlocks(
       zfile.blockSize,
