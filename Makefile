@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+#   make setup     installs what building and testing need
+#   make build     build/overlaybd, one file
+#   make test      everything, and one closing line
+#
+# Variables: BUILD= another build directory; PACK= zstd level of the runtime
+# inside the executable (19 for releases); DENORT=real Deno's own base
+# runtime; FUZZ_SECONDS= a target; DESTDIR= and PREFIX= for install.
+
+BUILD := build
+PACK := 9
+DENORT :=
+FUZZ_SECONDS := 60
+DESTDIR :=
+PREFIX := /opt/overlaybd
+SYSCONFDIR := /etc/overlaybd
+UNITDIR := /usr/lib/systemd/system
+BASHCOMPDIR := /usr/share/bash-completion/completions
+ZSHCOMPDIR := /usr/share/zsh/vendor-completions
+
+CC := gcc
+CLANG := clang
+CROSS := aarch64-linux-gnu-gcc
+ZSTD := zstd
+TOOLS := $(BUILD)/tools
+DENO := $(TOOLS)/deno
+
+# Everything that Deno downloads is kept in the tree: later steps need no
+# network.
+export DENO_DIR := $(abspath $(BUILD)/deno_dir)
+export DENO_NO_UPDATE_CHECK := 1
+
+# V=1 shows the commands.
+ifeq ($(V),)
+Q := @
+say = @printf '  %-8s %s\n' $(1) $@
+endif
+
+WARN := -Wall -Wextra -Werror
+CFLAGS := -std=gnu11 -O2 -g -fPIC -fvisibility=hidden -pthread $(WARN)
+# What can be linked statically is; no undefined symbol may be left.
+LIBS := -l:liblz4.a -l:libzstd.a -l:libz.a
+LDFLAGS := -shared -pthread -Wl,-z,defs -Wl,-z,relro -Wl,-z,now \
+	-Wl,--exclude-libs,ALL -Wl,--gc-sections
+# One instruction set for every machine: CPU code paths are picked at run
+# time, by functions that name their target themselves.
+SAN := -fsanitize=address,undefined -fno-sanitize-recover=all \
+	-fno-omit-frame-pointer
+
+C_SOURCES := $(wildcard c/*.c)
+L_SOURCES := $(wildcard c/launcher/*.c)
+# The launcher without its main(): what tests and fuzz targets link.
+L_PARTS := $(filter-out c/launcher/main.c c/launcher/stamp.c,$(L_SOURCES))
+C_TESTS := $(patsubst c/tests/%.c,%,$(wildcard c/tests/test_*.c))
+C_FUZZ := $(patsubst c/fuzz/%.c,%,$(wildcard c/fuzz/fuzz_*.c))
+TS_SOURCES := $(wildcard main.ts) $(shell find src ffi -name '*.ts' 2>/dev/null)
+
+LIB := $(BUILD)/liboverlaybd.so
+ISAL := $(BUILD)/libisal.so.2
+EXE := $(BUILD)/overlaybd
+DENORT_ELF := $(BUILD)/denort
+
+all: build
+
+.PHONY: all setup build lib demo test bench soak fuzz fuzz-coverage c-test
+.PHONY: aarch64 install clean distclean lint fmt check
+.DELETE_ON_ERROR:
+.SECONDARY:
+MAKEFLAGS += --no-builtin-rules
+
+# ---- setup -----------------------------------------------------------------
+setup:
+	@BUILD=$(BUILD) scripts/setup.sh
+
+# A tree that was never set up sets itself up.
+$(DENO):
+	@BUILD=$(BUILD) scripts/setup.sh
+
+# ---- the C library ---------------------------------------------------------
+lib: $(LIB) $(ISAL)
+
+$(BUILD)/obj/%.o: c/%.c
+	@mkdir -p $(@D)
+	$(call say,CC)
+	$(Q)$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+# The new file takes the old one's name at once: a process that runs with
+# the old one keeps it.
+$(LIB): $(C_SOURCES:c/%.c=$(BUILD)/obj/%.o)
+	$(call say,LINK)
+	$(Q)$(CC) $(LDFLAGS) -Wl,-soname,liboverlaybd.so -o $@.tmp $^ $(LIBS)
+	$(Q)mv $@.tmp $@
+
+# Debian has ISA-L as a shared library only: it goes with ours.
+$(ISAL):
+	@mkdir -p $(@D)
+	$(call say,COPY)
+	$(Q)cp -L "$$($(CC) -print-file-name=libisal.so.2)" $@.tmp
+	$(Q)mv $@.tmp $@
+
+# ---- the executable --------------------------------------------------------
+# scripts/setup.sh leaves the pinned runtime here.
+$(BUILD)/launcher/runtime-$(PACK).zst: $(DENO)
+	@mkdir -p $(@D)
+	$(call say,PACK)
+	$(Q)$(ZSTD) -q -f -T0 --check $(if $(shell test $(PACK) -gt 15 && \
+		echo y),--progress --long=27) -$(PACK) -o $@ $(DENO)
+
+$(BUILD)/launcher/runtime.h: $(DENO)
+	@mkdir -p $(@D)
+	@printf '#define RUNTIME_KEY "%s"\n#define RUNTIME_SIZE %sull\n' \
+		"$$(sha256sum < $< | cut -d' ' -f1)" \
+		"$$(stat -L -c %s $<)" > $@
+
+LAUNCHER_CFLAGS := -std=gnu11 -Os -g0 -fPIE $(WARN) -I$(BUILD)/launcher \
+	-D_FORTIFY_SOURCE=2 -fstack-protector-strong
+
+$(BUILD)/launcher/%.o: c/launcher/%.c $(BUILD)/launcher/runtime.h
+	@mkdir -p $(@D)
+	$(call say,CC)
+	$(Q)$(CC) $(LAUNCHER_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/launcher/runtime-%.o: $(BUILD)/launcher/runtime-%.zst \
+		c/launcher/runtime.S
+	$(call say,AS)
+	$(Q)$(CC) -DRUNTIME_FILE='"$<"' -c -o $@ c/launcher/runtime.S
+
+$(DENORT_ELF): $(L_PARTS:c/launcher/%.c=$(BUILD)/launcher/%.o) \
+		$(BUILD)/launcher/main.o $(BUILD)/launcher/runtime-$(PACK).o
+	$(call say,LINK)
+	$(Q)$(CC) -static -s -Wl,--gc-sections -Wl,-z,relro,-z,now \
+		-o $@ $^ -l:libzstd.a
+
+$(BUILD)/launcher/stamp: $(L_PARTS:c/launcher/%.c=$(BUILD)/launcher/%.o) \
+		$(BUILD)/launcher/stamp.o
+	$(call say,LINK)
+	$(Q)$(CC) -o $@ $^ -l:libzstd.a
+
+build: $(EXE)
+
+# With DENORT=real the base runtime is Deno's own; else it is the launcher,
+# which is then told the key of what was appended to it.
+ifeq ($(DENORT),real)
+COMPILE_ENV :=
+STAMP := :
+else
+COMPILE_ENV := DENORT_BIN=$(abspath $(DENORT_ELF))
+STAMP := $(BUILD)/launcher/stamp
+endif
+
+$(EXE): main.ts $(TS_SOURCES) deno.json deno.lock $(LIB) $(ISAL) $(DENO) \
+		$(if $(COMPILE_ENV),$(DENORT_ELF) $(BUILD)/launcher/stamp)
+	$(call say,COMPILE)
+	$(Q)$(COMPILE_ENV) $(DENO) compile -q -A --bundle --minify \
+		--include $(LIB) --include $(ISAL) -o $@.tmp main.ts
+	$(Q)$(STAMP) $@.tmp
+	$(Q)mv $@.tmp $@
+
+# ---- checks ----------------------------------------------------------------
+check: $(DENO)
+	$(DENO) check $(wildcard main.ts) src ffi tests
+
+lint: $(DENO)
+	$(DENO) lint -q
+	$(DENO) fmt -q --check
+
+fmt: $(DENO)
+	$(DENO) fmt -q
+
+# ---- C tests, under AddressSanitizer and UBSan -----------------------------
+SAN_CFLAGS := -std=gnu11 -O1 -g -pthread $(WARN) $(SAN) -Ic
+
+$(BUILD)/san/%.o: c/%.c
+	@mkdir -p $(@D)
+	$(call say,CC)
+	$(Q)$(CC) $(SAN_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/san/launcher/%.o: c/launcher/%.c $(BUILD)/launcher/runtime.h
+	@mkdir -p $(@D)
+	$(call say,CC)
+	$(Q)$(CC) $(SAN_CFLAGS) -I$(BUILD)/launcher -MMD -MP -c -o $@ $<
+
+$(BUILD)/san/libparts.a: $(C_SOURCES:c/%.c=$(BUILD)/san/%.o) \
+		$(L_PARTS:c/launcher/%.c=$(BUILD)/san/launcher/%.o)
+	@rm -f $@
+	$(call say,AR)
+	$(Q)$(AR) rcs $@ $^
+
+# The library's objects are all linked, as in the shared library; of the
+# launcher's only what a test asks for.
+$(BUILD)/san/tests/test_%: $(BUILD)/san/tests/test_%.o \
+		$(C_SOURCES:c/%.c=$(BUILD)/san/%.o) $(BUILD)/san/libparts.a
+	$(call say,LINK)
+	$(Q)$(CC) $(SAN) -pthread -o $@ $^ $(LIBS) -ldl -lm
+
+c-test: $(C_TESTS:%=$(BUILD)/san/tests/%) $(ISAL)
+	@BUILD=$(BUILD) tests/c.sh $(C_TESTS)
+
+# ---- fuzzing ---------------------------------------------------------------
+FUZZ_CFLAGS := -std=gnu11 -O1 -g -pthread $(WARN) -Ic \
+	-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
+
+$(BUILD)/fuzz/%.o: c/%.c
+	@mkdir -p $(@D)
+	$(call say,CC)
+	$(Q)$(CLANG) $(FUZZ_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/fuzz/launcher/%.o: c/launcher/%.c $(BUILD)/launcher/runtime.h
+	@mkdir -p $(@D)
+	$(call say,CC)
+	$(Q)$(CLANG) $(FUZZ_CFLAGS) -I$(BUILD)/launcher -MMD -MP -c -o $@ $<
+
+$(BUILD)/fuzz/libparts.a: $(C_SOURCES:c/%.c=$(BUILD)/fuzz/%.o) \
+		$(L_PARTS:c/launcher/%.c=$(BUILD)/fuzz/launcher/%.o)
+	@rm -f $@
+	$(call say,AR)
+	$(Q)$(AR) rcs $@ $^
+
+$(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/fuzz/fuzz_%.o $(BUILD)/fuzz/libparts.a
+	$(call say,LINK)
+	$(Q)$(CLANG) -fsanitize=fuzzer,address,undefined -pthread \
+		-o $@ $^ $(LIBS) -ldl -lm
+
+fuzz: $(C_FUZZ:%=$(BUILD)/fuzz/%)
+	@BUILD=$(BUILD) FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz.sh $(C_FUZZ)
+
+# How much of each parser its corpus reaches.
+fuzz-coverage:
+	@BUILD=$(BUILD) CLANG=$(CLANG) tests/fuzz_coverage.sh $(C_FUZZ)
+
+# ---- another architecture: must compile ------------------------------------
+# Debian's headers of these three are the same on both: they are borrowed.
+$(BUILD)/aarch64/%.o: c/%.c
+	@mkdir -p $(@D)
+	@mkdir -p $(BUILD)/aarch64/include
+	@ln -sf $(wildcard /usr/include/lz4*.h /usr/include/zstd*.h \
+		/usr/include/zlib.h /usr/include/x86_64-linux-gnu/zconf.h \
+		/usr/include/zconf.h) $(BUILD)/aarch64/include/
+	$(call say,CC)
+	$(Q)$(CROSS) $(CFLAGS) -I$(BUILD)/aarch64/include -MMD -MP -c -o $@ $<
+
+aarch64: $(C_SOURCES:c/%.c=$(BUILD)/aarch64/%.o)
+
+# ---- whole-product targets -------------------------------------------------
+test: setup
+	@BUILD=$(BUILD) FUZZ_SECONDS=$(FUZZ_SECONDS) tests/run.sh
+
+demo: setup build
+	@OVERLAYBD_BIN=$(abspath $(EXE)) tests/demo.sh
+
+bench: setup build
+	@OVERLAYBD_BIN=$(abspath $(EXE)) $(DENO) run -A tests/bench/bench.ts
+
+soak: setup build
+	@OVERLAYBD_BIN=$(abspath $(EXE)) OVERLAYBD_SOAK=1 \
+		$(DENO) test -A tests/soak
+
+install: build
+	@BUILD=$(BUILD) DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) \
+		SYSCONFDIR=$(SYSCONFDIR) UNITDIR=$(UNITDIR) \
+		BASHCOMPDIR=$(BASHCOMPDIR) ZSHCOMPDIR=$(ZSHCOMPDIR) \
+		scripts/install.sh
+
+# Keeps what was downloaded; distclean does not.
+clean:
+	@for f in $(BUILD)/*; do case $$f in \
+		$(BUILD)/tools|$(BUILD)/deno_dir|$(BUILD)/cache) ;; \
+		*) rm -rf "$$f" ;; esac; done
+	rm -rf coverage
+
+distclean:
+	rm -rf $(BUILD) coverage
+
+-include $(shell find $(BUILD) -name '*.d' -not -path '*/deno_dir/*' \
+	-not -path '*/tools/*' -not -path '*/cache/*' 2>/dev/null)
