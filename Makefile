@@ -41,7 +41,10 @@ WARN := -Wall -Wextra -Werror
 CFLAGS := -std=gnu11 -O2 -g -fPIC -fvisibility=hidden -pthread $(WARN)
 # What can be linked statically is; no undefined symbol may be left.
 LIBS := -l:liblz4.a -l:libzstd.a -l:libz.a
+# nodelete: Deno unloads the library before its blocking threads end, whose
+# destructors of per-thread codec contexts lie in it.
 LDFLAGS := -shared -pthread -Wl,-z,defs -Wl,-z,relro -Wl,-z,now \
+	-Wl,-z,nodelete \
 	-Wl,--exclude-libs,ALL -Wl,--gc-sections
 # One instruction set for every machine: CPU code paths are picked at run
 # time, by functions that name their target themselves.
