@@ -200,7 +200,13 @@ export function createOutput(
       } finally {
         abort();
       }
-      await syncDirectory(dirname(real));
+      try {
+        await syncDirectory(dirname(real));
+      } catch (error) {
+        // What was replaced is gone; a new name can be taken back.
+        if (existing === undefined) unlinkPath(real);
+        throw error;
+      }
     },
     abort,
   };

@@ -145,3 +145,13 @@ Deno.test("what is no regular file is written in place", async () => {
   ok(Deno.statSync("/dev/null").isCharDevice);
   refuseExisting("/dev/null", false);
 });
+
+Deno.test("a directory that cannot be synced takes a new name back", async () => {
+  using dir = tempDir();
+  const EIO = 5;
+  const output = createOutput(dir.file("out"));
+  faultIo(IO.SYNC, 2, EIO);
+  await rejects(output.publish(), isErrno("EIO"));
+  faultIo(IO.SYNC, 1, EIO, 0);
+  deepEqual(names(dir.path), []);
+});
