@@ -15,6 +15,14 @@ export function strerror(errno: number): string {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
+const EBUSY = 16;
+const EINVAL = 22;
+
+/** By name: the class's module opens layers, which not every command does. */
+function isBusy(error: unknown): boolean {
+  return error instanceof Error && error.name === "BusyError";
+}
+
 /** Which of these files an error could not open or create. */
 function unopened(
   error: unknown,
@@ -47,8 +55,7 @@ export function failure(
       options,
     );
   }
-  const EINVAL = 22;
-  const errno = errnoOf(error) ?? EINVAL;
+  const errno = errnoOf(error) ?? (isBusy(error) ? EBUSY : EINVAL);
   const path = unopened(error, paths);
   return new ExitError(
     EXIT.failure,

@@ -116,9 +116,12 @@ export async function runProgram(
   program: string,
   argv: readonly string[],
 ): Promise<number> {
+  const called = commandOfProgram(program) !== undefined
+    ? program
+    : ["overlaybd", ...argv.slice(0, 1).filter(isCommandName)].join(" ");
   try {
     return await dispatch(program, argv);
   } catch (error) {
-    return report(error, program);
+    return report(error, called);
   }
 }
