@@ -408,15 +408,12 @@ static void end_inline(struct obd_request *req)
 	}
 }
 
-/* The transport may free the request in done(). */
+/* The device is let go first, so that who has seen done() knows that this
+ * request holds nothing; done() may free the request. */
 static void end_later(struct obd_request *req)
 {
-	struct obd_device *dev = req->dev;
-
-	count_ended(req);
-	obd_view_return(&dev->view, req->view);
+	end_inline(req);
 	req->done(req);
-	obd_device_unref(dev);
 }
 
 void obd_request_resume(struct obd_request *req)

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "parts.h"
+
+static void a_file_source_is_a_window_of_its_file(void)
+{
+	struct obd_source *src;
+	uint8_t buf[256], want[256];
+	int fd = temp_fd();
+
+	blob_fill(1, want, 0, 256);
+	MUST(obd_io_pwrite(fd, want, 256, 1000) == 256);
+	CHECK_EQ(obd_source_file(fd, 1000, 200, &src), 0);
+	CHECK_EQ(obd_source_size(src), 200);
+	CHECK_EQ(obd_source_pread(src, buf, 100, 0), 100);
+	CHECK(!memcmp(buf, want, 100));
+	CHECK_EQ(obd_source_pread(src, buf, 256, 150), 50);
+	CHECK(!memcmp(buf, want + 150, 50));
+	CHECK_EQ(obd_source_pread(src, buf, 1, 200), 0);
+	CHECK_EQ(obd_source_pread(src, buf, 1, UINT64_MAX), 0);
+	CHECK_EQ(obd_source_read(src, buf, 100, 101, OBD_TRY_BLOCK), -EIO);
+	CHECK_EQ(obd_source_read(src, buf, UINT64_MAX, 1, OBD_TRY_BLOCK),
+		 -EIO);
+	CHECK(obd_source_is_local(src));
+	obd_source_unref(src);
+}
+
+static void bounds_that_overflow_are_refused(void)
+{
+	struct obd_source *src;
+	int fd = temp_fd();
+
+	CHECK_EQ(obd_source_file(-1, 0, 1, &src), -EBADF);
+	CHECK_EQ(obd_source_file(fd, UINT64_MAX, 1, &src), -EINVAL);
+	CHECK_EQ(obd_source_file(fd, INT64_MAX, 1, &src), -EINVAL);
+	CHECK_EQ(obd_source_file(fd, 1, INT64_MAX, &src), -EINVAL);
+	CHECK_EQ(obd_source_cache(-1, 1, 4096, 0, &src), -EBADF);
+	CHECK_EQ(obd_source_cache(fd, 1, 2048, 0, &src), -EINVAL);
+	CHECK_EQ(obd_source_cache(fd, 1, 5000, 0, &src), -EINVAL);
+	CHECK_EQ(obd_source_cache(fd, UINT64_MAX, 4096, 0, &src), -EINVAL);
+	close(fd);
+}
+
+static void a_file_that_is_shorter_than_its_source_is_an_io_error(void)
+{
+	struct obd_source *src;
+	uint8_t buf[512];
+	int fd = temp_fd();
+
+	MUST(!ftruncate(fd, 300));
+	CHECK_EQ(obd_source_file(fd, 0, 512, &src), 0);
+	CHECK_EQ(obd_source_pread(src, buf, 512, 0), -EIO);
+	CHECK_EQ(obd_source_pread(src, buf, 300, 0), 300);
+	obd_source_unref(src);
+}
+
+static void only_nowait_says_again_and_blocking_never_does(void)
+{
+	struct obd_source *src = blob_source(2, 4096);
+	uint8_t buf[4096];
+
+	obd_io_fault(OBD_IO_PREAD, 1, EAGAIN, 1);
+	CHECK_EQ(obd_source_read(src, buf, 4096, 0, OBD_TRY_NOWAIT),
+		 -EAGAIN);
+	obd_io_fault(OBD_IO_PREAD, 1, EAGAIN, 1);
+	CHECK_EQ(obd_source_read(src, buf, 4096, 0, OBD_TRY_BLOCK), -EIO);
+	obd_io_fault(OBD_IO_PREAD, 1, ENODATA, 1);
+	CHECK_EQ(obd_source_read(src, buf, 4096, 0, OBD_TRY_BLOCK), -EIO);
+	obd_io_fault(OBD_IO_PREAD, 1, EUCLEAN, 1);
+	CHECK_EQ(obd_source_read(src, buf, 4096, 0, OBD_TRY_NOWAIT), -EIO);
+	obd_io_fault(OBD_IO_PREAD, 1, ENOMEM, 1);
+	CHECK_EQ(obd_source_read(src, buf, 4096, 0, OBD_TRY_BLOCK), -ENOMEM);
+	obd_source_unref(src);
+}
+
+static void a_file_system_without_nowait_is_remembered(void)
+{
+	struct obd_source *src = blob_source(3, 4096);
+	uint8_t buf[4096];
+
+	obd_io_fault(OBD_IO_PREAD, 1, EOPNOTSUPP, 1);
+	CHECK_EQ(obd_source_read(src, buf, 4096, 0, OBD_TRY_NOWAIT), 0);
+	CHECK(blob_same(3, buf, 0, 4096));
+	CHECK(src->no_nowait);
+	/* A plain read now, whose EAGAIN means nothing. */
+	obd_io_fault(OBD_IO_PREAD, 1, EAGAIN, 1);
+	CHECK_EQ(obd_source_read(src, buf, 4096, 0, OBD_TRY_NOWAIT), -EIO);
+	obd_source_unref(src);
+}
+
+static void a_cache_serves_what_was_filled_and_nothing_else(void)
+{
+	int fd;
+	struct obd_source *src = remote_source(7, 10000, 4096, &fd);
+	uint8_t buf[10000];
+
+	CHECK(!obd_source_is_local(src));
+	CHECK_EQ(obd_source_pread(src, buf, 1, 0), -EAGAIN);
+	blob_fill(7, buf, 0, 10000);
+	MUST(obd_io_pwrite(fd, buf, 10000, 0) == 10000);
+	CHECK_EQ(obd_source_fill(src, 1, 1, 0), 0);
+	CHECK_EQ(obd_source_pread(src, buf, 4096, 4096), 4096);
+	CHECK(blob_same(7, buf, 4096, 4096));
+	CHECK_EQ(obd_source_pread(src, buf, 4097, 4096), -EAGAIN);
+	CHECK_EQ(obd_source_pread(src, buf, 2, 4095), -EAGAIN);
+	CHECK_EQ(obd_source_fill(src, 2, 1, 0), 0);
+	CHECK_EQ(obd_source_pread(src, buf, 9999, 4096), 10000 - 4096);
+	CHECK_EQ(obd_source_evict(src, 1, 1), 0);
+	CHECK_EQ(obd_source_pread(src, buf, 4096, 4096), -EAGAIN);
+	CHECK_EQ(obd_source_pread(src, buf, 1, 8192), 1);
+	obd_source_unref(src);
+}
+
+static void answers_outside_a_cache_are_refused(void)
+{
+	int fd;
+	struct obd_source *src = remote_source(7, 10000, 4096, &fd);
+	struct obd_source *file = blob_source(1, 512);
+
+	CHECK_EQ(obd_source_fill(src, 0, 4, 0), -EINVAL);
+	CHECK_EQ(obd_source_fill(src, 4, 1, 0), -EINVAL);
+	CHECK_EQ(obd_source_fill(src, 1, UINT64_MAX, 0), -EINVAL);
+	CHECK_EQ(obd_source_fill(src, 0, 1, EIO), -EINVAL);
+	CHECK_EQ(obd_source_fill(src, 3, 0, 0), 0);
+	CHECK_EQ(obd_source_evict(src, 0, 4), -EINVAL);
+	CHECK_EQ(obd_source_fill(file, 0, 1, 0), -EINVAL);
+	CHECK_EQ(obd_source_evict(file, 0, 1), -EINVAL);
+	obd_source_unref(file);
+	obd_source_unref(src);
+}
+
+static void the_bitmap_comes_back_as_it_was_saved(void)
+{
+	int fd;
+	struct obd_source *src = remote_source(1, 200 * 4096, 4096, &fd);
+	uint8_t bits[25], other[25];
+	uint64_t i;
+
+	for (i = 0; i < 200; i += 3)
+		CHECK_EQ(obd_source_fill(src, i, 1, 0), 0);
+	CHECK_EQ(obd_source_bitmap_get(src, bits, 25), 0);
+	for (i = 0; i < 200; i++)
+		CHECK_EQ(bits[i / 8] >> (i % 8) & 1, i % 3 == 0);
+	CHECK_EQ(obd_source_bitmap_get(src, bits, 24), -EINVAL);
+	CHECK_EQ(obd_source_bitmap_set(src, bits, 26), -EINVAL);
+	CHECK_EQ(obd_source_fill(src, 0, 200, 0), 0);
+	CHECK_EQ(obd_source_bitmap_set(src, bits, 25), 0);
+	CHECK_EQ(obd_source_bitmap_get(src, other, 25), 0);
+	CHECK(!memcmp(bits, other, 25));
+	obd_source_unref(src);
+}
+
+static void bits_past_the_last_unit_mean_nothing(void)
+{
+	int fd;
+	struct obd_source *src = remote_source(1, 3 * 4096 + 1, 4096, &fd);
+	uint8_t bits = 0xFF;
+
+	CHECK_EQ(obd_source_bitmap_set(src, &bits, 1), 0);
+	CHECK_EQ(obd_source_bitmap_get(src, &bits, 1), 0);
+	CHECK_EQ(bits, 0x0F);
+	obd_source_unref(src);
+}
+
+static void presence_is_right_across_words(void)
+{
+	int fd;
+	struct obd_source *src = remote_source(1, 300 * 4096, 4096, &fd);
+	uint64_t i, from, n;
+
+	for (i = 0; i < 300; i++)
+		if (i != 130)
+			CHECK_EQ(obd_source_fill(src, i, 1, 0), 0);
+	for (from = 0; from < 300; from++)
+		for (n = 1; from + n <= 300; n += 13)
+			CHECK_EQ(obd_units_present(src->units, from * 4096,
+						   n * 4096),
+				 !(from <= 130 && from + n > 130));
+	obd_source_unref(src);
+}
+
+static void bytes_read_while_their_unit_was_evicted_are_not_served(void)
+{
+	int fd;
+	struct obd_source *src = remote_source(1, 8192, 4096, &fd);
+	uint64_t before;
+	uint8_t buf[16];
+
+	CHECK_EQ(obd_source_fill(src, 0, 2, 0), 0);
+	before = src->units->losses;
+	CHECK_EQ(obd_source_evict(src, 1, 1), 0);
+	CHECK(src->units->losses != before);
+	CHECK_EQ(obd_source_read(src, buf, 16, 0, OBD_TRY_BLOCK), 0);
+	CHECK_EQ(obd_source_read(src, buf, 16, 4096, OBD_TRY_BLOCK),
+		 -ENODATA);
+	obd_source_unref(src);
+}
+
+static void a_zfile_in_a_zfile_is_refused(void)
+{
+	struct obd_source src = { .kind = SRC_ZFILE }, *out;
+	struct obd_zfile_info info = { 0 };
+
+	CHECK_EQ(obd_source_zfile(&src, &info, &out), -EINVAL);
+	CHECK_EQ(obd_source_zfile(NULL, &info, &out), -EINVAL);
+}
+
+int main(void)
+{
+	RUN(a_file_source_is_a_window_of_its_file);
+	RUN(bounds_that_overflow_are_refused);
+	RUN(a_file_that_is_shorter_than_its_source_is_an_io_error);
+	RUN(only_nowait_says_again_and_blocking_never_does);
+	RUN(a_file_system_without_nowait_is_remembered);
+	RUN(a_cache_serves_what_was_filled_and_nothing_else);
+	RUN(answers_outside_a_cache_are_refused);
+	RUN(the_bitmap_comes_back_as_it_was_saved);
+	RUN(bits_past_the_last_unit_mean_nothing);
+	RUN(presence_is_right_across_words);
+	RUN(bytes_read_while_their_unit_was_evicted_are_not_served);
+	RUN(a_zfile_in_a_zfile_is_refused);
+	return check_done();
+}
