@@ -128,6 +128,8 @@ struct obd_upper {
 	/* Log.  All under append, but for data_done's readers. */
 	pthread_mutex_t append;
 	uint64_t index_end;          /* where the next record goes */
+	uint32_t tag;                /* of records in the file: lowers below,
+				      * set before the first request */
 	uint64_t data_end;           /* where the next data goes */
 	_Atomic uint64_t data_done;  /* end of the data that is written */
 	bool unmarked;               /* a mark must precede our records */

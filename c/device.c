@@ -89,6 +89,8 @@ int32_t obd_device_new(struct obd_view *view, struct obd_upper *upper,
 	dev->size = virtual_size;
 	dev->deadline_ms = deadline_ms;
 	dev->upper = upper ? obd_upper_ref(upper) : NULL;
+	if (upper) /* its slot above the lowers (spec lsmt 5) */
+		upper->tag = view->n;
 	obd_view_publish(&dev->view, view);
 	atomic_fetch_add(&devices, 1);
 	*out = dev;

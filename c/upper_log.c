@@ -130,6 +130,13 @@ static uint32_t load_check(struct load *l, uint64_t nr,
 	return OBD_BAD_NONE;
 }
 
+/* The map knows no tags: readers of the file drop them, too. */
+static struct obd_record untagged(struct obd_record rec)
+{
+	return rec_make(rec_lba(rec), rec_sectors(rec), rec_at(rec),
+			rec_zeroed(rec), 0);
+}
+
 /* 1: this record and all behind it are cut. */
 static int load_record(struct load *l, uint64_t nr, struct obd_record rec)
 {
@@ -146,9 +153,7 @@ static int load_record(struct load *l, uint64_t nr, struct obd_record rec)
 		l->report->cut_record = nr;
 		return 1;
 	}
-	rec = rec_make(rec_lba(rec), rec_sectors(rec), rec_at(rec),
-		       rec_zeroed(rec), 0);
-	err = obd_map_insert(l->upper->map, rec);
+	err = obd_map_insert(l->upper->map, untagged(rec));
 	if (err == -E2BIG)
 		return load_reject(l, nr, OBD_BAD_COUNT);
 	if (!err)
@@ -351,7 +356,7 @@ static int append_records(struct obd_upper *upper,
 		return err;
 	err = put_index(upper, rec, n * RECORD, upper->index_end);
 	while (!err && done < n) {
-		err = obd_upper_map(upper, rec[done]);
+		err = obd_upper_map(upper, untagged(rec[done]));
 		done += !err;
 	}
 	upper->index_end += done * RECORD;
@@ -378,7 +383,7 @@ static int append_range(struct obd_upper *upper, uint64_t lba,
 	while (!err && sectors) {
 		for (n = 0; n < BATCH && sectors; n++) {
 			part = sectors < piece ? sectors : piece;
-			rec[n] = rec_make(lba, part, at, zeroed, 0);
+			rec[n] = rec_make(lba, part, at, zeroed, upper->tag);
 			at += zeroed ? 0 : part;
 			lba += part;
 			sectors -= part;
