@@ -5,7 +5,8 @@
  *
  *   io.c      system calls, trace and fault seams
  *   engine.c  init, CPU choice, ISA-L
- *   crc32c.c codec.c zfile.c pipeline.c
+ *   crc32c.c codec.c zfile.c
+ *   pipe.c plan.c compress.c extract.c   the pipelines (pipe.h)
  *   index.c lookup.c merge.c map.c
  *   source.c upper.c view.c device.c request.c miss.c
  *   plane.c   epoll workers         nbd.c  negotiation and transmission
@@ -178,6 +179,7 @@ OBD_HIDDEN int obd_zfile_open(struct obd_source *inner,
 			      struct obd_zfile **out);
 OBD_HIDDEN void obd_zfile_free(struct obd_zfile *z);
 OBD_HIDDEN uint64_t obd_zfile_size(const struct obd_zfile *z);
+OBD_HIDDEN uint32_t obd_zfile_block_size(const struct obd_zfile *z);
 /* How hard a read may try. */
 enum obd_try {
 	OBD_TRY_NOWAIT, /* page cache only: -EAGAIN means "use a helper" */
@@ -258,7 +260,8 @@ enum obd_op { OBD_READ, OBD_WRITE, OBD_DISCARD, OBD_ZERO, OBD_FLUSH };
  *
  * obd_request_submit() returns true when the request ended inline: err is
  * set and done was not and will not be called.  Otherwise done is called
- * once, later, on any thread. */
+ * once, later, on any thread; dev is alive in it only by a reference of
+ * the transport's own. */
 struct obd_request {
 	struct obd_device *dev;
 	void (*done)(struct obd_request *req);

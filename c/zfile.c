@@ -196,6 +196,11 @@ uint64_t obd_zfile_size(const struct obd_zfile *z)
 	return z->size;
 }
 
+uint32_t obd_zfile_block_size(const struct obd_zfile *z)
+{
+	return 1u << z->shift;
+}
+
 int obd_zfile_block(const struct obd_zfile *z, uint64_t nr, uint64_t *at,
 		    uint32_t *length)
 {
