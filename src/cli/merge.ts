@@ -31,16 +31,16 @@ function mergeFailure(call: Call, what: string, error?: unknown): ExitError {
   );
 }
 
-/** The stack's layers, topmost first, and what must be let go after. */
-function layersOf(
+/** The writable layer as it is now; let go with `resources`. */
+function upperOf(
   stack: OpenStack,
   resources: DisposableStack,
-): MergeLayer[] {
-  const lowers = stack.lowers.toReversed();
-  if (stack.upper === undefined) return lowers;
-  const index = resources.use(snapshotUpper(stack.upper.upper));
-  const source = resources.use(upperSource(stack.upper.upper));
-  return [{ index, source }, ...lowers];
+): MergeLayer | undefined {
+  if (stack.upper === undefined) return undefined;
+  return {
+    index: resources.use(snapshotUpper(stack.upper.upper)),
+    source: resources.use(upperSource(stack.upper.upper)),
+  };
 }
 
 async function openConfigured(args: MergeArgs): Promise<OpenStack> {
@@ -63,7 +63,8 @@ async function merge(
   const parent = stack.upper?.header ?? stack.lowers[0]?.header;
   const written = await interruptible((signal) =>
     mergeLayers({
-      layers: layersOf(stack, resources),
+      layers: stack.lowers.toReversed(),
+      upper: upperOf(stack, resources),
       virtualSize: stack.virtualSize,
       parentUuid: parent?.parentUuid ?? "",
       output: args.output,

@@ -4,7 +4,15 @@
  *
  * @module
  */
-import { type Index, mergeIndexes, type Source } from "../../ffi/engine.ts";
+import {
+  type Index,
+  indexCount,
+  indexRecords,
+  mergeIndexes,
+  newIndex,
+  RECORD_SIZE,
+  type Source,
+} from "../../ffi/engine.ts";
 import { isUuid, NIL_UUID, normalizeUuid } from "../format/uuid.ts";
 import {
   needsFolding,
@@ -21,12 +29,43 @@ export interface MergeLayer {
 
 /** What to flatten. */
 export interface MergeOptions extends WriteOptions {
-  /** topmost first */
+  /** read-only layers, topmost first */
   layers: readonly MergeLayer[];
+  /** a writable layer above them */
+  upper?: MergeLayer | undefined;
   /** bytes: the stack's */
   virtualSize: bigint;
   /** of the upper's header if there is one, else the bottom layer's */
   parentUuid: string;
+}
+
+/** Offset of the tag in a record: the top byte of its second word. */
+const TAG_AT = 15;
+
+/**
+ * The original numbers read-only layers 0 (topmost) to n - 1 and a writable
+ * one above them n: the same records with the first source moved last.
+ */
+function moveFirstLast(index: Index, sources: number): Index {
+  const records = indexRecords(index, 0, indexCount(index));
+  for (let at = TAG_AT; at < records.length; at += RECORD_SIZE) {
+    records[at] = ((records[at] ?? 0) + sources - 1) % sources;
+  }
+  return newIndex(records);
+}
+
+/** The merged map and the sources that its tags name. */
+function mergeStack(
+  layers: readonly MergeLayer[],
+  upper: MergeLayer | undefined,
+): { index: Index; sources: Source[] } {
+  const sources = layers.map((layer) => layer.source);
+  if (upper === undefined) {
+    return { index: mergeIndexes(layers.map((it) => it.index)), sources };
+  }
+  using merged = mergeIndexes([upper, ...layers].map((it) => it.index));
+  const all = [...sources, upper.source];
+  return { index: moveFirstLast(merged, all.length), sources: all };
 }
 
 /**
@@ -36,9 +75,9 @@ export interface MergeOptions extends WriteOptions {
  * @throws {LayerError | EngineError} nothing was left behind
  */
 export async function mergeLayers(options: MergeOptions): Promise<Written> {
-  const { layers, parentUuid } = options;
-  using index = mergeIndexes(layers.map((layer) => layer.index));
-  const sources = layers.map((layer) => layer.source);
+  const { parentUuid } = options;
+  const { index, sources } = mergeStack(options.layers, options.upper);
+  using _ = index;
   return await writeLayer({
     index,
     sources,
