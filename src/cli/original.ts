@@ -56,7 +56,8 @@ export function failure(
     );
   }
   const errno = errnoOf(error) ?? (isBusy(error) ? EBUSY : EINVAL);
-  const path = unopened(error, paths);
+  // Who holds a busy file is in the reason.
+  const path = isBusy(error) ? undefined : unopened(error, paths);
   return new ExitError(
     EXIT.failure,
     path === undefined
