@@ -55,7 +55,7 @@ static bool miss_is(const struct obd_miss *m, uint64_t source,
 	       m->count == count && m->kind == kind && !m->zero;
 }
 
-/* ---- what is asked for --------------------------------------------------- */
+/* ---- what is asked for ------------------------------------------------- */
 
 static void all_absent_units_of_a_request_are_asked_for_at_once(void)
 {
@@ -179,7 +179,7 @@ static void a_present_unit_is_read_without_the_queue(void)
 	remote_free(&r);
 }
 
-/* ---- answers --------------------------------------------------------------- */
+/* ---- answers ----------------------------------------------------------- */
 
 static void a_failure_ends_the_request_and_is_not_remembered(void)
 {
@@ -292,7 +292,7 @@ static void a_unit_evicted_before_it_was_read_is_asked_for_again(void)
 	remote_free(&r);
 }
 
-/* ---- ends -------------------------------------------------------------------- */
+/* ---- ends -------------------------------------------------------------- */
 
 static void a_request_waits_until_its_deadline_and_no_longer(void)
 {
@@ -368,7 +368,7 @@ static void a_device_lives_as_long_as_its_waiting_request(void)
 		sleep_ms(1);
 }
 
-/* ---- requests of a transport ----------------------------------------------- */
+/* ---- requests of a transport ------------------------------------------- */
 
 struct submitted {
 	struct obd_request req;
@@ -540,7 +540,7 @@ static void a_listener_that_is_not_there_is_an_error(void)
 	CHECK_EQ(obd_miss_connect("@"), -EINVAL);
 }
 
-/* ---- writes that need lowers ------------------------------------------------- */
+/* ---- writes that need lowers ------------------------------------------- */
 
 static void a_small_write_on_a_sparse_layer_waits_for_the_rest(void)
 {
@@ -582,7 +582,137 @@ static void a_small_write_on_a_sparse_layer_waits_for_the_rest(void)
 	obd_source_unref(src);
 }
 
-/* ---- a fetcher that behaves badly --------------------------------------------- */
+/* ---- bad blocks -------------------------------------------------------- */
+
+/* A remote ZFile whose blocks can be spoilt in the cache file. */
+struct remote_zfile {
+	struct remote r;
+	struct obd_source *zfile;
+	uint8_t *bytes;
+	uint64_t size;
+};
+
+static struct remote_zfile zfile_new(uint64_t nr, uint64_t blocks)
+{
+	struct remote_zfile z = { .r = { .nr = nr } };
+	struct obd_zfile_info info;
+	uint64_t table;
+
+	z.bytes = zfile_of(nr, blocks * UNIT, &info, &z.size);
+	z.r.src = remote_source(nr, z.size, UNIT, &z.r.fd);
+	MUST(obd_source_zfile(z.r.src, &info, &z.zfile) == -EAGAIN);
+	MUST(obd_io_pwrite(z.r.fd, z.bytes, z.size, 0) == (int64_t)z.size);
+	table = info.index_offset / UNIT;
+	MUST(!obd_source_fill(z.r.src, table, z.size / UNIT - table + 1, 0));
+	MUST(!obd_source_zfile(z.r.src, &info, &z.zfile));
+	z.r.dev = device_of(flat_view(obd_source_ref(z.zfile)), NULL,
+			    blocks * UNIT, FOREVER);
+	return z;
+}
+
+static void zfile_free(struct remote_zfile *z)
+{
+	obd_source_unref(z->zfile);
+	remote_free(&z->r);
+	free(z->bytes);
+}
+
+/* Writes the stored bytes of units again, or garbage. */
+static void zfile_put(struct remote_zfile *z, uint64_t first, uint64_t count,
+		      bool good)
+{
+	uint64_t at = first * UNIT, n = count * UNIT;
+	uint8_t *bad = malloc(n);
+
+	if (n > z->size - at)
+		n = z->size - at;
+	memcpy(bad, z->bytes + at, n);
+	bad[n / 2] ^= good ? 0 : 0x10;
+	MUST(obd_io_pwrite(z->r.fd, bad, n, at) == (int64_t)n);
+	free(bad);
+	MUST(!obd_source_fill(z->r.src, first, count, 0));
+}
+
+static void a_bad_block_is_fetched_again_as_corrupt(void)
+{
+	struct remote_zfile z = zfile_new(81, 32);
+	struct obd_miss m[4];
+	struct reader rd;
+	uint64_t at;
+	uint32_t length;
+
+	MUST(!obd_source_block(z.zfile, 10, &at, &length));
+	CHECK_EQ(obd_source_block(z.zfile, 32, &at, &length), -EINVAL);
+	CHECK_EQ(obd_source_block(z.r.src, 0, &at, &length), -EINVAL);
+	reader_start(&rd, z.r.dev, 10 * UNIT, 512);
+	CHECK_EQ(drain_wait(m, 4), 1);
+	CHECK_EQ(m[0].kind, OBD_MISS_ABSENT);
+	CHECK(m[0].first == at / UNIT);
+	CHECK(m[0].count == (at + length - 1) / UNIT - m[0].first + 1);
+	zfile_put(&z, m[0].first, m[0].count, false);
+	CHECK_EQ(drain_wait(m, 4), 1);
+	CHECK_EQ(m[0].kind, OBD_MISS_CORRUPT);
+	zfile_put(&z, m[0].first, m[0].count, true);
+	CHECK_EQ(reader_join(&rd), 0);
+	CHECK(blob_same(81, rd.buf, 10 * UNIT, 512));
+	CHECK_EQ(stats_of(z.r.dev).corrupt, 1);
+	free(rd.buf);
+	zfile_free(&z);
+}
+
+static void a_block_that_stays_bad_is_given_up(void)
+{
+	struct remote_zfile z = zfile_new(82, 32);
+	struct obd_miss m[4];
+	struct reader rd;
+	int i;
+
+	reader_start(&rd, z.r.dev, 10 * UNIT, UNIT);
+	for (i = 0; i < 4; i++) {
+		CHECK_EQ(drain_wait(m, 4), 1);
+		CHECK_EQ(m[0].kind, i ? OBD_MISS_CORRUPT : OBD_MISS_ABSENT);
+		zfile_put(&z, m[0].first, m[0].count, false);
+	}
+	CHECK_EQ(reader_join(&rd), -EUCLEAN);
+	free(rd.buf);
+	CHECK_EQ(obd_miss_drain(m, 4), 0);
+	CHECK_EQ(stats_of(z.r.dev).corrupt, 4);
+	/* The next request tries again. */
+	reader_start(&rd, z.r.dev, 10 * UNIT, UNIT);
+	CHECK_EQ(drain_wait(m, 4), 1);
+	CHECK_EQ(m[0].kind, OBD_MISS_CORRUPT);
+	zfile_put(&z, m[0].first, m[0].count, true);
+	CHECK_EQ(reader_join(&rd), 0);
+	free(rd.buf);
+	zfile_free(&z);
+}
+
+static void a_bad_block_of_a_local_file_is_an_error_at_once(void)
+{
+	struct obd_source *file, *zfile;
+	struct obd_zfile_info info;
+	struct obd_device *dev;
+	uint8_t *bytes, buf[UNIT];
+	uint64_t size;
+	int fd = temp_fd();
+
+	bytes = zfile_of(83, 8 * UNIT, &info, &size);
+	bytes[600] ^= 1;
+	MUST(obd_io_pwrite(fd, bytes, size, 0) == (int64_t)size);
+	free(bytes);
+	MUST(!obd_source_file(fd, 0, size, &file));
+	MUST(!obd_source_zfile(file, &info, &zfile));
+	obd_source_unref(file);
+	dev = device_of(flat_view(zfile), NULL, 8 * UNIT, FOREVER);
+	CHECK_EQ(obd_device_read(dev, buf, UNIT, 0), -EUCLEAN);
+	CHECK_EQ(obd_device_read(dev, buf, UNIT, UNIT), 0);
+	CHECK(blob_same(83, buf, UNIT, UNIT));
+	CHECK_EQ(stats_of(dev).corrupt, 1);
+	CHECK_EQ(stats_of(dev).misses, 0);
+	obd_device_unref(dev);
+}
+
+/* ---- a fetcher that behaves badly -------------------------------------- */
 
 struct chaos {
 	struct remote r;
@@ -710,6 +840,9 @@ int main(void)
 	RUN(one_byte_tells_that_the_queue_is_no_longer_empty);
 	RUN(a_listener_that_is_not_there_is_an_error);
 	RUN(a_small_write_on_a_sparse_layer_waits_for_the_rest);
+	RUN(a_bad_block_is_fetched_again_as_corrupt);
+	RUN(a_block_that_stays_bad_is_given_up);
+	RUN(a_bad_block_of_a_local_file_is_an_error_at_once);
 	RUN(every_read_has_its_bytes_or_its_error_whatever_happens);
 	MUST(!obd_engine_stop());
 	return check_done();
