@@ -7,6 +7,7 @@
  * @module
  */
 import {
+  closeFd,
   fileSource,
   type Index,
   indexCount,
@@ -15,11 +16,9 @@ import {
   newIndex,
   O,
   openFd,
-  RECORD_SIZE,
   type Source,
-  truncateFd,
 } from "../../ffi/engine.ts";
-import { MAX_RECORDS, parseRecords } from "../format/lsmt.ts";
+import { type LsmtRecord, MAX_RECORDS, parseRecords } from "../format/lsmt.ts";
 
 /** A layer below the one that is committed. */
 export interface FillLayer {
@@ -36,91 +35,137 @@ export interface Filled extends Disposable {
 /** Longest record: 2^14 - 1 sectors. */
 const MAX_LENGTH = 16383;
 const BATCH = 65536;
+/** Where records mapped to zeros begin: any place past a header will do. */
+const ZEROS_AT = 8;
 
-interface Gap {
+/** A stretch of sectors. */
+interface Range {
   offset: number;
   length: number;
 }
 
-/** The unmapped stretches between records, in order. */
+/** What lies between two pieces of data, to be data, too, when closed. */
+interface Gap extends Range {
+  /** records that it would save */
+  saves: number;
+  /** the parts of it that the layer itself zeroes */
+  zeroed: Range[];
+}
+
+function endOf(range: Range | undefined): number {
+  return range === undefined ? Infinity : range.offset + range.length;
+}
+
+/** All records of an index, in order. */
+function* recordsOf(index: Index): Generator<LsmtRecord> {
+  const count = indexCount(index);
+  for (let first = 0; first < count; first += BATCH) {
+    yield* parseRecords(indexRecords(index, first, BATCH));
+  }
+}
+
+/** What separates the data of a layer, in order: unmapped, or zeroed. */
 function gapsOf(index: Index): Gap[] {
   const gaps: Gap[] = [];
   let end: number | undefined;
-  for (let first = 0; first < indexCount(index); first += BATCH) {
-    for (const record of parseRecords(indexRecords(index, first, BATCH))) {
-      if (end !== undefined && record.offset > end) {
-        gaps.push({ offset: end, length: record.offset - end });
-      }
-      end = record.offset + record.length;
+  let zeroed: Range[] = [];
+  for (const { offset, length, zeroed: isZero } of recordsOf(index)) {
+    if (isZero) {
+      zeroed.push({ offset, length });
+      continue;
     }
+    if (end !== undefined && offset > end) {
+      const saves = 1 + zeroed.length;
+      gaps.push({ offset: end, length: offset - end, saves, zeroed });
+    }
+    end = offset + length;
+    zeroed = [];
   }
   return gaps;
 }
 
-/** The shortest gaps, as many as must go. */
+/** The shortest gaps for what they save, as many as must go, in order. */
 function gapsToClose(gaps: readonly Gap[], records: number): Gap[] {
   // Half the limit leaves room for records that do not fold.
-  const excess = records - MAX_RECORDS / 2;
-  return gaps.toSorted((a, b) => a.length - b.length)
-    .slice(0, Math.max(0, excess))
-    .sort((a, b) => a.offset - b.offset);
+  let excess = records - MAX_RECORDS / 2;
+  const cost = (gap: Gap) => gap.length / gap.saves;
+  const chosen: Gap[] = [];
+  for (const gap of gaps.toSorted((a, b) => cost(a) - cost(b))) {
+    if (excess <= 0) break;
+    chosen.push(gap);
+    excess -= gap.saves;
+  }
+  return chosen.sort((a, b) => a.offset - b.offset);
 }
 
-/** Records that map the gaps to a source of zeros, whatever lies below. */
-function zeroData(gaps: readonly Gap[]): Uint8Array<ArrayBuffer> {
+/** Collects index records. */
+function recordList() {
   const words: bigint[] = [];
-  for (const gap of gaps) {
-    for (let done = 0; done < gap.length; done += MAX_LENGTH) {
-      const length = Math.min(MAX_LENGTH, gap.length - done);
-      words.push(BigInt(gap.offset + done) | BigInt(length) << 50n, 8n);
+  return {
+    add: (offset: number, length: number, at: number) => {
+      words.push(BigInt(offset) | BigInt(length) << 50n, BigInt(at));
+    },
+    index: () => newIndex(new Uint8Array(BigUint64Array.from(words).buffer)),
+  };
+}
+
+/** An index that maps ranges to zeros, as data: what is zeroed cannot fold. */
+function zeroIndex(ranges: Iterable<Range>): Index {
+  const list = recordList();
+  for (const { offset, length } of ranges) {
+    for (let done = 0; done < length; done += MAX_LENGTH) {
+      list.add(offset + done, Math.min(MAX_LENGTH, length - done), ZEROS_AT);
     }
   }
-  return new Uint8Array(BigUint64Array.from(words).buffer);
-}
-
-/** Records of an index that lie in the gaps, as data: zeros stay zeros. */
-function cutToGaps(
-  lower: Index,
-  gaps: readonly Gap[],
-): Uint8Array<ArrayBuffer> {
-  const words: bigint[] = [];
-  let gap = 0;
-  for (let first = 0; first < indexCount(lower); first += BATCH) {
-    for (const record of parseRecords(indexRecords(lower, first, BATCH))) {
-      if (record.zeroed) continue;
-      const end = record.offset + record.length;
-      while (gap < gaps.length && gapEnd(gaps[gap]) <= record.offset) gap++;
-      for (let i = gap; i < gaps.length; i++) {
-        const piece = gaps[i];
-        if (piece === undefined || piece.offset >= end) break;
-        const from = Math.max(piece.offset, record.offset);
-        const to = Math.min(gapEnd(piece), end);
-        words.push(
-          BigInt(from) | BigInt(to - from) << 50n,
-          BigInt(record.moffset + from - record.offset) |
-            BigInt(record.tag) << 56n,
-        );
-      }
-    }
-  }
-  return new Uint8Array(BigUint64Array.from(words).buffer);
-}
-
-function gapEnd(gap: Gap | undefined): number {
-  return gap === undefined ? Infinity : gap.offset + gap.length;
-}
-
-/** A file of zeros, as long as the longest record and the header. */
-function zeroSource(): Source {
-  const size = (MAX_LENGTH + 8) * 512;
-  const fd = openFd("/dev/shm", O.TMPFILE | O.RDWR, 0o600);
-  truncateFd(fd, size);
-  return fileSource(fd, 0, size);
+  return list.index();
 }
 
 /**
- * Maps the shortest gaps of an index to the data that lower layers have
- * there, zeros where they have none.
+ * What lower layers hold as data in the gaps, as one index a layer: `count`
+ * of them, in the order of the merged index's tags.
+ */
+function lowerIndexes(
+  merged: Index,
+  count: number,
+  gaps: readonly Gap[],
+): Index[] {
+  const lists = Array.from({ length: count }, recordList);
+  let first = 0;
+  for (const record of recordsOf(merged)) {
+    while (endOf(gaps[first]) <= record.offset) first++;
+    if (record.zeroed) continue;
+    for (const gap of gaps.slice(first, gapAfter(gaps, first, endOf(record)))) {
+      const from = Math.max(gap.offset, record.offset);
+      const to = Math.min(endOf(gap), endOf(record));
+      const at = record.moffset + from - record.offset;
+      lists[record.tag]?.add(from, to - from, at);
+    }
+  }
+  return lists.map((list) => list.index());
+}
+
+/** Number of the first gap from `first` on that begins at `end` or later. */
+function gapAfter(gaps: readonly Gap[], first: number, end: number): number {
+  let i = first;
+  while ((gaps[i]?.offset ?? Infinity) < end) i++;
+  return i;
+}
+
+/** Zeros, as many as the longest record wants. */
+function zeroSource(): Source {
+  const fd = openFd("/dev/zero", O.RDONLY);
+  try {
+    return fileSource(fd, 0, (MAX_LENGTH + ZEROS_AT) * 512);
+  } catch (error) {
+    closeFd(fd);
+    throw error;
+  }
+}
+
+/**
+ * Maps the shortest gaps between a layer's pieces of data to the data that
+ * lower layers have there, and to zeros where they have none, so that what
+ * was apart can fold.  Gaps that the layer itself zeroes become zeros.
  *
  * @param lowers bottom first
  * @returns an index whose tags count `sources`
@@ -130,44 +175,29 @@ export function fillGaps(
   source: Source,
   lowers: readonly FillLayer[],
 ): Filled {
-  const records = indexCount(index);
-  const gaps = gapsToClose(gapsOf(index), records);
+  const gaps = gapsToClose(gapsOf(index), indexCount(index));
   const topFirst = lowers.toReversed();
-  const zeros = zeroSource();
-  const zeroIndex = newIndex(zeroData(gaps));
-  const indexes: Index[] = [index];
-  if (topFirst.length > 0) {
-    using below = mergeIndexes(topFirst.map((layer) => layer.index));
-    const cut = cutToGaps(below, gaps);
-    for (const [tag] of topFirst.entries()) {
-      indexes.push(newIndex(recordsOf(cut, tag)));
+  const own: Index[] = [zeroIndex(gaps.flatMap((gap) => gap.zeroed))];
+  try {
+    if (topFirst.length > 0) {
+      using below = mergeIndexes(topFirst.map((layer) => layer.index));
+      own.push(...lowerIndexes(below, topFirst.length, gaps));
     }
+    own.push(zeroIndex(gaps));
+    const [zeroed, ...below] = own;
+    const merged = mergeIndexes(
+      zeroed === undefined ? [index] : [zeroed, index, ...below],
+    );
+    const zeros = zeroSource();
+    return {
+      index: merged,
+      sources: [zeros, source, ...topFirst.map((l) => l.source), zeros],
+      [Symbol.dispose]: () => {
+        merged.close();
+        zeros.close();
+      },
+    };
+  } finally {
+    for (const one of own) one.close();
   }
-  indexes.push(zeroIndex);
-  const merged = mergeIndexes(indexes);
-  for (const own of indexes.slice(1)) own.close();
-  return {
-    index: merged,
-    sources: [source, ...topFirst.map((layer) => layer.source), zeros],
-    [Symbol.dispose]: () => {
-      merged.close();
-      zeros.close();
-    },
-  };
-}
-
-/** The records with one tag. */
-function recordsOf(
-  records: Uint8Array<ArrayBuffer>,
-  tag: number,
-): Uint8Array<ArrayBuffer> {
-  const kept: Uint8Array[] = [];
-  for (let at = 0; at < records.length; at += RECORD_SIZE) {
-    if (records[at + 15] === tag) {
-      kept.push(records.subarray(at, at + RECORD_SIZE));
-    }
-  }
-  const bytes = new Uint8Array(kept.length * RECORD_SIZE);
-  for (const [i, record] of kept.entries()) bytes.set(record, i * RECORD_SIZE);
-  return bytes;
 }
