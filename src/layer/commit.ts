@@ -177,6 +177,9 @@ export async function sealLayer(
     try {
       await syncFd(fd, true);
       const length = writeIndex(map, fd, at);
+      // A trailer says "sealed": it must not reach the disk before what it
+      // points at, or power loss leaves neither an upper nor a layer.
+      await syncFd(fd, true);
       const trailer = encodeLsmtBlock({
         flags: (flags & FLAG.sparse) !== 0
           ? FLAGS.sparseTrailer
