@@ -9,6 +9,7 @@ import { equal, fail, ok } from "node:assert/strict";
 import { existsSync } from "node:fs";
 import { traceIo } from "../../ffi/engine.ts";
 import { commitLayer, sealLayer } from "../../src/layer/commit.ts";
+import { resizeUpper } from "../../src/layer/resize.ts";
 import { run, sha256, type TempDir, tempDir } from "../lib/env.ts";
 import {
   crashImage,
@@ -517,38 +518,104 @@ Deno.test("what a killed create leaves is taken over by the next one", async () 
   }
 });
 
-Deno.test("a seal cut short anywhere leaves an upper that opens as it was", async () => {
+/** An upper whose index takes more than one block of its file. */
+async function fragmentedUpper(dir: TempDir, base: string, sparse: boolean) {
+  const upper = await newUpper(dir.file(base), { size: 600 * 4096, sparse });
+  await using disk = await openDisk({ lowers: [], upper });
+  for (let i = 0; i < 300; i++) disk.write(i * 8192, noise(i + 1, 4096));
+  return upper;
+}
+
+Deno.test("a seal cut short anywhere leaves the upper as it was, or sealed", async () => {
   for (const sparse of [false, true]) {
-    using dir = tempDir("memory");
-    const upper = await filledUpper(dir, "u", sparse);
-    const before = loadImage(upper.data);
-    const indexBefore = Deno.readFileSync(upper.index);
-    using spec = readDisk([], upper);
-    const want = sha256(spec.read(0, SIZE));
-    const ops = await trace(dir, () => sealLayer(upper.data, upper.index));
-    const ino = inode(upper.data);
-    const mine = ops.filter((op) => op.inode === ino && op.result >= 0);
-    equal(mine.at(-1)?.op, "sync", "a seal ends with a sync");
-    const history: FileHistory = {
-      durable: before,
-      pending: mine.filter((op) => CHANGING.has(op.op)),
-      tail: "free",
-    };
-    const random = generator(seed);
+    for (const make of [filledUpper, fragmentedUpper]) {
+      using dir = tempDir("memory");
+      await sealStates(dir, await make(dir, "u", sparse));
+    }
+  }
+});
+
+/** Seals, and opens what power loss may leave at every point of it. */
+async function sealStates(dir: TempDir, upper: UpperPaths): Promise<void> {
+  const before = loadImage(upper.data);
+  const indexBefore = Deno.readFileSync(upper.index);
+  using spec = readDisk([], upper);
+  const want = sha256(spec.read(0, spec.size));
+  const ops = await trace(dir, () => sealLayer(upper.data, upper.index));
+  const ino = inode(upper.data);
+  const mine = ops.filter((op) => op.inode === ino && op.result >= 0);
+  equal(mine.at(-1)?.op, "sync", "a seal ends with a sync");
+  const random = generator(seed);
+  const history: FileHistory = { durable: before, pending: [], tail: "free" };
+  let states = 0;
+  for (const op of mine) {
+    if (CHANGING.has(op.op)) history.pending.push(op);
+    else if (op.op === "sync") {
+      for (const it of history.pending.splice(0)) playOp(history.durable, it);
+    }
     const build = (choose: (options: number) => number) =>
       crashImage(history, choose);
-    let states = 0;
-    for (const image of eachState(build, 3 * STATES, random)) {
+    for (const image of eachState(build, STATES, random)) {
       const cut = { data: dir.file("c.data"), index: dir.file("c.index") };
       storeImage(image, cut.data);
       Deno.writeFileSync(cut.index, indexBefore);
-      await using disk = await openDisk({ lowers: [], upper: cut });
-      equal(sha256(disk.read(0, SIZE)), want, `seal state ${states}`);
+      const what = `seal state ${states} (SEED=${seed})`;
+      const disk = await openDisk({ lowers: [], upper: cut })
+        .catch((error) => {
+          // All of it reached the disk: it is a sealed layer now.
+          ok(/is sealed/.test(String(error)), `${what}: ${error}`);
+          return openDisk({ lowers: [cut.data] });
+        });
+      equal(sha256(disk.read(0, spec.size)), want, what);
+      await disk.close();
       states++;
     }
-    ok(states > 3);
-    await using sealed = await openDisk({ lowers: [upper.data] });
-    equal(sha256(sealed.read(0, SIZE)), want);
+  }
+  ok(states > 3);
+  await using sealed = await openDisk({ lowers: [upper.data] });
+  equal(sha256(sealed.read(0, spec.size)), want);
+}
+
+Deno.test("a resize cut short anywhere leaves the old size or the new one", async () => {
+  for (const sparse of [false, true]) {
+    using dir = tempDir("memory");
+    const upper = await filledUpper(dir, "u", sparse);
+    using spec = readDisk([], upper);
+    const want = spec.read(0, SIZE);
+    const inodes = { data: inode(upper.data), index: inode(upper.index) };
+    const recorded: Recorded = {
+      initial: new Map([
+        [inodes.data, loadImage(upper.data)],
+        [inodes.index, loadImage(upper.index)],
+      ]),
+      trace: await trace(
+        dir,
+        () => resizeUpper(upper.data, upper.index, BigInt(2 * SIZE), 0n),
+      ),
+      steps: [],
+      before: want,
+      inodes,
+    };
+    const random = generator(seed);
+    const last = (recorded.trace.at(-1)?.seq ?? 0) + 1;
+    const sizes = new Set<number>();
+    for (let until = 0; until <= last; until++) {
+      const now = histories(recorded, until, false);
+      const build = (choose: (options: number) => number) =>
+        new Map([...now].map(([ino, it]) => [ino, crashImage(it, choose)]));
+      for (const images of eachState(build, STATES, random)) {
+        const cut = { data: dir.file("c.data"), index: dir.file("c.index") };
+        storeImage(images.get(inodes.data) ?? fail(), cut.data);
+        storeImage(images.get(inodes.index) ?? fail(), cut.index);
+        await using disk = await openDisk({ lowers: [], upper: cut });
+        ok(disk.size === SIZE || disk.size === 2 * SIZE, `${disk.size}`);
+        sizes.add(disk.size);
+        equal(sha256(disk.read(0, SIZE)), sha256(want));
+        const rest = disk.read(SIZE, disk.size - SIZE);
+        ok(rest.every((byte) => byte === 0));
+      }
+    }
+    equal(sizes.size, 2, "both sizes were seen");
   }
 });
 
