@@ -31,7 +31,8 @@ const MAGIC = Uint8Array.of(
   ...[0x65, 0x7e, 0x63, 0xd2, 0x94, 0x44, 0x08, 0x4c],
   ...[0xa2, 0xd2, 0xc8, 0xec, 0x4f, 0xcf, 0xae, 0x8a],
 );
-const USED_SIZE = 390;
+/** Bytes of a block that have a meaning. */
+export const USED_SIZE = 390;
 const UUID_AT = 56;
 const PARENT_AT = 93;
 const UUID_FIELD = 37;
