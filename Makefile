@@ -250,7 +250,7 @@ test: setup
 	@BUILD=$(BUILD) FUZZ_SECONDS=$(FUZZ_SECONDS) tests/run.sh
 
 demo: setup build
-	@OVERLAYBD_BIN=$(abspath $(EXE)) tests/demo.sh
+	@OVERLAYBD_BIN=$(abspath $(EXE)) scripts/demo.sh
 
 bench: setup build
 	@OVERLAYBD_BIN=$(abspath $(EXE)) $(DENO) run -A tests/bench/bench.ts
