@@ -635,9 +635,10 @@ Deno.test("a damaged block is an error there, and nowhere else", async () => {
     for (const nr of [1, Math.floor(count / 2), count - 3]) {
       const bad = dir.file("bad");
       Deno.copyFileSync(dir.file("good"), bad);
+      // In the middle of literals: only the crc can tell.
       const at = 512 + zfile.lengths.subarray(0, nr)
         .reduce((sum, n) => sum + n, 0) +
-        3;
+        1000;
       flip(bad, at);
       const verified = await tool("overlaybd-zfile", ["--verify", bad]);
       equal(verified.code, 255);

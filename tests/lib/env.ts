@@ -140,7 +140,7 @@ export function have(program: string): boolean {
 }
 
 /** The executable under test; undefined: `main.ts` through deno. */
-export const EXECUTABLE = Deno.env.get("OVERLAYBD_BIN");
+export const EXECUTABLE = Deno.env.get("OVERLAYBD_BIN") || undefined;
 
 /**
  * How to call the tool.

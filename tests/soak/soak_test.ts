@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The long forms of tests that `make test` runs short: more kills, more
+ * states after power loss, more programs.
+ */
+import { killLoop } from "../fault/kill_loop.ts";
+import { mustRun, ROOT } from "../lib/env.ts";
+import { chooseSeed, numberFromEnv } from "../lib/random.ts";
+
+/** How much longer than in `make test`. */
+const TIMES = numberFromEnv("SOAK", 10);
+
+Deno.test("kill -9 of serve under NBD writes, many times", async () => {
+  const seed = chooseSeed();
+  console.log(`SEED=${seed}`);
+  await killLoop({ rounds: 10 * TIMES, seed });
+});
+
+async function again(
+  file: string,
+  filter: string,
+  env: Record<string, string>,
+): Promise<void> {
+  const seed = chooseSeed();
+  console.log(`SEED=${seed}`);
+  await mustRun(Deno.execPath(), [
+    "test",
+    "-A",
+    "--no-check",
+    "--filter",
+    filter,
+    file,
+  ], { cwd: ROOT, env: { ...env, SEED: `${seed}`, NO_COLOR: "1" } });
+}
+
+Deno.test("power loss in many random runs", async () => {
+  await again("tests/fault/crash_test.ts", "power loss, random runs", {
+    RUNS: `${40 * TIMES}`,
+    STATES: "200",
+  });
+});
+
+Deno.test("many random programs against a plain array", async () => {
+  await again("tests/model/model_test.ts", "random programs", {
+    PROGRAMS: `${4000 * TIMES}`,
+  });
+});
