@@ -617,6 +617,24 @@ Deno.test("what is no layer, and a layer cut short, are refused with the reason"
   }
 });
 
+Deno.test("a file that got shorter under an image is an error, not zeros", async () => {
+  for (const compressed of [false, true]) {
+    using dir = tempDir();
+    const bytes = noise(1, SIZE);
+    const path = dir.file("layer");
+    Deno.writeFileSync(dir.file("raw"), encodeFullLayer(bytes));
+    if (compressed) {
+      await mustTool("overlaybd-zfile", [dir.file("raw"), path]);
+    } else Deno.copyFileSync(dir.file("raw"), path);
+    await using disk = await openDisk({ lowers: [path] });
+    equal(sha256(disk.read(0, SIZE)), sha256(bytes));
+    Deno.truncateSync(path, 4096 + SIZE / 2);
+    throws(() => disk.read(0, SIZE), EngineError);
+    throws(() => disk.read(SIZE - 4096, 4096), EngineError);
+    equal(sha256(disk.read(0, 65536)), sha256(bytes.subarray(0, 65536)));
+  }
+});
+
 Deno.test("a damaged block is an error there, and nowhere else", async () => {
   for (const algorithm of ["lz4", "zstd"]) {
     using dir = tempDir();

@@ -253,6 +253,21 @@ function adoptDiscard(state: State, range: Range): void {
   state.plain.set(range, got);
 }
 
+/** What block status calls zero reads as zeros, and all is covered. */
+function checkExtents(state: State, range: Range, bytes: Uint8Array): void {
+  let at = 0;
+  const runs = state.disk.extents(range.lba * SECTOR, bytes.length, 4096);
+  for (const { length, state: kind } of runs) {
+    equal(length % SECTOR, 0, "an extent is whole sectors");
+    const piece = bytes.subarray(at, at + length);
+    if (kind !== "data" && piece.some((byte) => byte !== 0)) {
+      fail(`extents: ${kind} at sector ${range.lba + at / SECTOR} holds data`);
+    }
+    at += length;
+  }
+  equal(at, bytes.length, "extents cover the range");
+}
+
 async function step(state: State, op: Op): Promise<void> {
   const { disk, plain } = state;
   switch (op.kind) {
@@ -276,7 +291,8 @@ async function step(state: State, op: Op): Promise<void> {
     case "read": {
       const { lba, sectors } = place(state, op);
       const got = disk.read(lba * SECTOR, sectors * SECTOR);
-      return same(got, plain.get({ lba, sectors }), "read", lba);
+      same(got, plain.get({ lba, sectors }), "read", lba);
+      return checkExtents(state, { lba, sectors }, got);
     }
     case "flush":
       return await disk.flush();
