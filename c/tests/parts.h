@@ -35,6 +35,13 @@
 		}                                                     \
 	} while (0)
 
+/* First in main().  What waits for ever fails, too. */
+static inline void parts_start(void)
+{
+	alarm(120);
+	check_seed();
+}
+
 static inline int temp_fd(void)
 {
 	const char *dir = getenv("TMPDIR");

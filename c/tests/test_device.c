@@ -513,7 +513,7 @@ static void no_request_allocates_in_steady_state(void)
 
 int main(void)
 {
-	check_seed();
+	parts_start();
 	RUN(ranges_are_checked_before_anything_happens);
 	RUN(a_device_without_upper_or_with_the_flag_is_read_only);
 	RUN(a_data_area_of_another_size_is_refused);

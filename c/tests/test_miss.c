@@ -819,8 +819,55 @@ static void every_read_has_its_bytes_or_its_error_whatever_happens(void)
 	remote_free(&c.r);
 }
 
+struct shaker {
+	struct remote r;
+	_Atomic bool stop;
+};
+
+/* Evicts, frees and brings back the last unit, over and over. */
+static void *shake(void *arg)
+{
+	const struct timespec gone = { 0, 50000 }, there = { 0, 200000 };
+	struct shaker *s = arg;
+	uint64_t last = s->r.units - 1;
+	struct obd_miss m[4];
+
+	while (!atomic_load(&s->stop)) {
+		MUST(!obd_source_evict(s->r.src, last, 1));
+		MUST(!fallocate(s->r.fd, FALLOC_FL_PUNCH_HOLE |
+				FALLOC_FL_KEEP_SIZE, (off_t)(last * UNIT),
+				UNIT));
+		nanosleep(&gone, NULL);
+		fill_units(&s->r, last, 1);
+		obd_miss_drain(m, 4);
+		nanosleep(&there, NULL);
+	}
+	return NULL;
+}
+
+static void a_read_serves_no_unit_that_went_while_it_ran(void)
+{
+	struct shaker s = { .r = remote_new(72, 512, FOREVER) };
+	uint8_t *buf = malloc(512 * UNIT);
+	pthread_t thread;
+	int i;
+
+	MUST(buf);
+	fill_units(&s.r, 0, 512);
+	MUST(!pthread_create(&thread, NULL, shake, &s));
+	for (i = 0; i < 300; i++) {
+		CHECK_EQ(obd_device_read(s.r.dev, buf, 512 * UNIT, 0), 0);
+		CHECK(blob_same(72, buf + 511 * UNIT, 511 * UNIT, UNIT));
+	}
+	atomic_store(&s.stop, true);
+	MUST(!pthread_join(thread, NULL));
+	free(buf);
+	remote_free(&s.r);
+}
+
 int main(void)
 {
+	parts_start();
 	RUN(all_absent_units_of_a_request_are_asked_for_at_once);
 	RUN(a_unit_is_fetched_once_for_many_requests);
 	RUN(neighbours_of_different_requests_merge);
@@ -844,6 +891,7 @@ int main(void)
 	RUN(a_block_that_stays_bad_is_given_up);
 	RUN(a_bad_block_of_a_local_file_is_an_error_at_once);
 	RUN(every_read_has_its_bytes_or_its_error_whatever_happens);
+	RUN(a_read_serves_no_unit_that_went_while_it_ran);
 	MUST(!obd_engine_stop());
 	return check_done();
 }

@@ -206,6 +206,7 @@ static void a_zfile_in_a_zfile_is_refused(void)
 
 int main(void)
 {
+	parts_start();
 	RUN(a_file_source_is_a_window_of_its_file);
 	RUN(bounds_that_overflow_are_refused);
 	RUN(a_file_that_is_shorter_than_its_source_is_an_io_error);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "parts.h"
 
-#include <sys/wait.h>
+#include <signal.h>
+#include <sys/resource.h>
 
 #define SECTORS 2048u              /* of the disks here: 1 MiB */
 #define SIZE (SECTORS * 512ull)
@@ -370,8 +371,10 @@ static void behind_the_last_mark_a_bad_record_cuts_the_rest(void)
 		rec_make(4, 4, 12, false, 0),
 		rec_make(8, 8, 16, false, 0), /* past the end */
 		rec_make(0, 1, 13, false, 0), /* good, but behind it */
+		rec_make(1, 1, 13, false, 0),
+		rec_make(2, 1, 13, false, 0),
 	};
-	struct log l = log_found(8, rec, 5);
+	struct log l = log_found(8, rec, 7);
 	struct obd_device *dev;
 	struct obd_record out[4];
 	struct obd_index *index;
@@ -383,7 +386,7 @@ static void behind_the_last_mark_a_bad_record_cuts_the_rest(void)
 	CHECK_EQ(l.report.bad.reason, OBD_BAD_HIGH);
 	CHECK_EQ(l.report.marks, 1);
 	CHECK_EQ(l.report.records, 2);
-	CHECK_EQ(index_records(&l), 5);
+	CHECK_EQ(index_records(&l), 7);
 	CHECK_EQ(obd_upper_snapshot(l.upper, &index), 0);
 	CHECK_EQ(obd_index_records(index, 0, 4, out), 2);
 	CHECK(record_is(out[0], 0, 4, 8, false));
@@ -790,6 +793,21 @@ static void a_write_that_failed_changes_nothing_and_breaks_nothing(void)
 	log_free(&l);
 }
 
+static void a_place_that_was_not_filled_is_used_again(void)
+{
+	struct log l = log_new();
+	struct obd_device *dev = log_device(&l);
+	uint8_t buf[4096] = { 1 };
+
+	CHECK_EQ(obd_device_write(dev, buf, 512, 0), 0);
+	obd_io_fault(OBD_IO_PWRITE, 1, ENOSPC, 1);
+	CHECK_EQ(obd_device_write(dev, buf, 4096, 512), -ENOSPC);
+	CHECK_EQ(obd_device_write(dev, buf, 512, 512), 0);
+	CHECK(record_is(index_record(&l, 2), 1, 1, 9, false));
+	obd_device_unref(dev);
+	log_free(&l);
+}
+
 static void what_cannot_be_trimmed_is_trimmed_by_the_next_append(void)
 {
 	struct log l = log_new();
@@ -1184,8 +1202,30 @@ static void a_failed_sparse_write_leaves_the_map_as_the_file(void)
 	sparse_free(&s);
 }
 
+static void a_write_done_in_part_is_in_the_map_in_part(void)
+{
+	struct sparse s = sparse_new(flat_view(blob_source(5, SIZE)), SIZE);
+	struct rlimit was, limit;
+	uint8_t buf[64 * KIB];
+
+	MUST(!getrlimit(RLIMIT_FSIZE, &was));
+	limit = was;
+	limit.rlim_cur = 4096 + 96 * KIB;
+	MUST(signal(SIGXFSZ, SIG_IGN) != SIG_ERR);
+	MUST(!setrlimit(RLIMIT_FSIZE, &limit));
+	memset(buf, 9, sizeof(buf));
+	CHECK_EQ(obd_device_write(s.dev, buf, 64 * KIB, 64 * KIB), -EFBIG);
+	MUST(!setrlimit(RLIMIT_FSIZE, &was));
+	check_map_is_the_file(&s);
+	CHECK_EQ(obd_device_read(s.dev, buf, 64 * KIB, 64 * KIB), 0);
+	CHECK(all_bytes(buf, 9, 32 * KIB));
+	CHECK(blob_same(5, buf + 32 * KIB, 96 * KIB, 32 * KIB));
+	sparse_free(&s);
+}
+
 struct sparse_writer {
 	pthread_t thread;
+	pthread_barrier_t *together;
 	struct obd_device *dev;
 	uint64_t mine;               /* sectors lba % 4 == mine are its own */
 	uint8_t *model;
@@ -1201,6 +1241,7 @@ static void *sparse_writer_main(void *arg)
 
 	for (i = 0; i < 400; i++) {
 		lba = (i * 37 % (SECTORS / 4)) * 4 + w->mine;
+		pthread_barrier_wait(w->together);
 		memset(buf, (int)(i + w->mine) | 1, 512);
 		if (i % 5 == 4) {
 			memset(buf, 0, 512);
@@ -1222,13 +1263,15 @@ static void writers_of_one_block_do_not_undo_each_other(void)
 {
 	uint8_t *model = malloc(SIZE), *buf = malloc(SIZE);
 	struct sparse_writer w[4];
+	pthread_barrier_t together;
 	struct sparse s;
 	int i;
 
-	MUST(model && buf);
+	MUST(model && buf && !pthread_barrier_init(&together, NULL, 4));
 	s = sparse_new(random_lowers(model, SECTORS), SIZE);
 	for (i = 0; i < 4; i++) {
 		w[i] = (struct sparse_writer){ .dev = s.dev,
+					       .together = &together,
 					       .mine = (uint64_t)i,
 					       .model = model };
 		MUST(!pthread_create(&w[i].thread, NULL, sparse_writer_main,
@@ -1404,7 +1447,7 @@ static void the_same_operations_of_ours_read_as_they_were_meant(void)
 
 int main(void)
 {
-	check_seed();
+	parts_start();
 	RUN(the_worked_example_of_the_spec);
 	RUN(writes_are_cut_at_4_mib_and_zeros_at_16383_sectors);
 	RUN(more_records_than_one_batch);
@@ -1425,6 +1468,7 @@ int main(void)
 	RUN(marks_vouch_only_for_what_their_sync_covered);
 	RUN(a_failed_sync_is_not_called_a_success_later);
 	RUN(a_write_that_failed_changes_nothing_and_breaks_nothing);
+	RUN(a_place_that_was_not_filled_is_used_again);
 	RUN(what_cannot_be_trimmed_is_trimmed_by_the_next_append);
 	RUN(a_full_disk_without_room_for_a_mark_is_still_flushed);
 	RUN(log_layers_of_the_original_read_right);
@@ -1434,6 +1478,7 @@ int main(void)
 	RUN(zeros_are_written_over_lower_data_and_holes_elsewhere);
 	RUN(a_file_longer_than_its_disk_is_cut);
 	RUN(a_failed_sparse_write_leaves_the_map_as_the_file);
+	RUN(a_write_done_in_part_is_in_the_map_in_part);
 	RUN(writers_of_one_block_do_not_undo_each_other);
 	RUN(what_a_sparse_layer_cannot_be_is_refused);
 	RUN(a_sparse_flush_syncs_the_data_once);
