@@ -172,6 +172,8 @@ let linkDir: string | undefined;
 function linkedName(name: string): string {
   if (linkDir === undefined) {
     const dir = Deno.makeTempDirSync({ prefix: "obd-names-" });
+    // Tests of rights run it as another user.
+    Deno.chmodSync(dir, 0o755);
     linkDir = dir;
     globalThis.addEventListener(
       "unload",
