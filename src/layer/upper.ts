@@ -148,10 +148,12 @@ async function inheritSize(
   size: bigint,
 ): Promise<void> {
   writeVirtualSize(dataFd, size);
-  if (indexFd >= 0) writeVirtualSize(indexFd, size);
-  else truncateFd(dataFd, BigInt(BLOCK_SIZE) + size);
+  if (indexFd < 0) truncateFd(dataFd, BigInt(BLOCK_SIZE) + size);
   await syncFd(dataFd);
-  if (indexFd >= 0) await syncFd(indexFd);
+  if (indexFd < 0) return;
+  // Last, for it decides: as long as it says 0, the next open comes here.
+  writeVirtualSize(indexFd, size);
+  await syncFd(indexFd);
 }
 
 function warningsOf(path: string, report: UpperReport): string[] {

@@ -422,6 +422,43 @@ function checkNamedWhole(ops: readonly TraceOp[], ino: number): void {
   );
 }
 
+/**
+ * Opens every state that power loss may leave of a file that has its name:
+ * `look` must find it whole each time.
+ */
+async function replayNamed(
+  dir: TempDir,
+  ops: readonly TraceOp[],
+  ino: number,
+  look: (path: string) => Promise<void>,
+): Promise<number> {
+  const random = generator(seed);
+  const history: FileHistory = {
+    durable: { size: 0, blocks: new Map() },
+    pending: [],
+    tail: "free",
+  };
+  let named = false;
+  let states = 0;
+  for (const op of ops.filter((it) => it.inode === ino && it.result >= 0)) {
+    if (CHANGING.has(op.op)) history.pending.push(op);
+    else if (op.op === "link") named = true;
+    else if (op.op === "sync") {
+      for (const it of history.pending.splice(0)) playOp(history.durable, it);
+    }
+    if (!named) continue;
+    const build = (choose: (options: number) => number) =>
+      crashImage(history, choose);
+    for (const image of eachState(build, STATES, random)) {
+      const path = dir.file("state");
+      storeImage(image, path);
+      await look(path);
+      states++;
+    }
+  }
+  return states;
+}
+
 function syncedAfter(
   ops: readonly TraceOp[],
   dir: string,
@@ -445,6 +482,8 @@ async function filledUpper(dir: TempDir, base: string, sparse = false) {
 Deno.test("a commit is durable before it has a name, in every form", async () => {
   using dir = tempDir();
   const upper = await filledUpper(dir, "u");
+  using spec = readDisk([], upper);
+  const want = sha256(spec.read(0, SIZE));
   const forms = [
     {},
     { zfile: { algorithm: "lz4" as const, blockSize: 4096 } },
@@ -462,6 +501,11 @@ Deno.test("a commit is durable before it has a name, in every form", async () =>
     );
     checkNamedWhole(ops, inode(output));
     ok(syncedAfter(ops, dir.path, "link"), "the name is synced");
+    const states = await replayNamed(dir, ops, inode(output), async (path) => {
+      await using disk = await openDisk({ lowers: [path] });
+      equal(sha256(disk.read(0, SIZE)), want);
+    });
+    ok(states > 0);
     const inputs = [inode(upper.data), inode(upper.index)];
     equal(
       ops.some((op) => CHANGING.has(op.op) && inputs.includes(op.inode)),
@@ -502,6 +546,12 @@ Deno.test("create names durable files, the index first", async () => {
     ok(order.includes(index ?? -1));
     checkNamedWhole(ops, data ?? -1);
     if (!sparse) checkNamedWhole(ops, index ?? -1);
+    const states = await replayNamed(dir, ops, data ?? -1, async (path) => {
+      const upper = { data: path, index: dir.file("u.index") };
+      await using disk = await openDisk({ lowers: [], upper });
+      equal(disk.size, SIZE);
+    });
+    ok(states > 0);
     ok(syncedAfter(ops, dir.path, "link"), "the names are synced");
   }
 });
