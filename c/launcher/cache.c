@@ -18,6 +18,8 @@
 
 #include "launcher.h"
 
+#define REMOVE_DEPTH 16
+
 int cache_open(const char *path, bool make)
 {
 	struct statvfs fs;
@@ -107,8 +109,8 @@ int cache_choose(char *where, size_t size, char *why, size_t why_size)
 	return -ENOENT;
 }
 
-/* Removes a directory and what is in it, two levels deep at most: nothing
- * here is deeper than the application's tree. */
+/* Removes a directory and what is in it, not deeper than anything that is
+ * unpacked. */
 static void remove_tree(int at, const char *name, int depth)
 {
 	int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW |
@@ -127,6 +129,11 @@ static void remove_tree(int at, const char *name, int depth)
 	if (dir)
 		closedir(dir);
 	unlinkat(at, name, AT_REMOVEDIR);
+}
+
+void cache_remove(int root, const char *name)
+{
+	remove_tree(root, name, REMOVE_DEPTH);
 }
 
 /* A process that runs from a directory holds a shared lock on it. */
@@ -161,7 +168,7 @@ void cache_sweep(int root, const char *keep_runtime, const char *keep_app)
 
 		if (ours && strcmp(e->d_name, keep_runtime) &&
 		    strcmp(e->d_name, keep_app) && unused(root, e->d_name))
-			remove_tree(root, e->d_name, 16);
+			cache_remove(root, e->d_name);
 	}
 	closedir(dir);
 }

@@ -75,42 +75,46 @@ static int put_escape(struct cursor *c, char *to)
 	return 3;
 }
 
+/* What follows a backslash; how many bytes it is, -1: nothing legal. */
+static int parse_escape(struct cursor *c, char *to)
+{
+	static const char from[] = "\"\\/bfnrt", is[] = "\"\\/\b\f\n\r\t";
+	const char *simple;
+
+	if (c->p == c->end)
+		return -1;
+	if (*c->p == 'u') {
+		c->p++;
+		return put_escape(c, to);
+	}
+	simple = *c->p ? strchr(from, *c->p) : NULL;
+	if (!simple)
+		return -1;
+	c->p++;
+	*to = is[simple - from];
+	return 1;
+}
+
 static char *parse_string(struct cursor *c)
 {
-	static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
 	char *text, *w;
+	int n = 0;
 
 	if (!take(c, '"'))
 		return NULL;
 	/* Text never grows by being unescaped. */
 	text = w = malloc((size_t)(c->end - c->p) + 1);
-	while (text && c->p < c->end && *c->p != '"') {
-		const char *simple;
-		int n;
-
-		if (*c->p == 0)
-			break;
+	while (text && n >= 0 && c->p < c->end && *c->p != '"' && *c->p) {
 		if (*c->p != '\\') {
 			*w++ = (char)*c->p++;
 			continue;
 		}
-		if (++c->p == c->end)
-			break;
-		if (*c->p == 'u') {
-			c->p++;
-			n = put_escape(c, w);
-			if (n < 0)
-				break;
-			w += n;
-			continue;
-		}
-		simple = *c->p ? strchr(from, *c->p) : NULL;
-		if (!simple)
-			break;
-		*w++ = to[simple - from];
 		c->p++;
+		n = parse_escape(c, w);
+		if (n > 0)
+			w += n;
 	}
-	if (!text || c->p == c->end || *c->p != '"') {
+	if (!text || n < 0 || c->p == c->end || *c->p != '"') {
 		free(text);
 		return NULL;
 	}

@@ -83,6 +83,7 @@ char **args_build(const struct section *section, const char *dir, int argc,
 int cache_open(const char *path, bool make);
 /* The first usable directory. Explains in why[] when there is none. */
 int cache_choose(char *where, size_t size, char *why, size_t why_size);
+void cache_remove(int root, const char *name);
 /* Removes other versions that no process uses. */
 void cache_sweep(int root, const char *keep_runtime, const char *keep_app);
 

@@ -187,13 +187,12 @@ static int begin(int root, char *name, size_t size)
 	return fd;
 }
 
-/* Gives it its name.  What is there already was looked at and found
- * damaged, or came just now from somebody else: it goes either way. */
-static int publish(int root, int fd, const char *from, const char *to)
+/* Gives a directory that was filled with result rc its name.  What has that
+ * name already was found damaged, or came just now from somebody else: it
+ * goes, and so does what could not be finished. */
+static int publish(int root, int fd, const char *from, const char *to, int rc)
 {
-	int rc = 0;
-
-	if (fsync(fd))
+	if (!rc && fsync(fd))
 		rc = -errno;
 	close(fd);
 	if (!rc && renameat2(root, from, root, to, RENAME_NOREPLACE)) {
@@ -201,9 +200,28 @@ static int publish(int root, int fd, const char *from, const char *to)
 		if (rc == -EEXIST || rc == -ENOTEMPTY)
 			rc = renameat2(root, from, root, to,
 				       RENAME_EXCHANGE) ? -errno : 0;
+		cache_remove(root, from);
+	} else if (rc) {
+		cache_remove(root, from);
 	}
 	if (!rc && fsync(root))
 		rc = -errno;
+	return rc;
+}
+
+/* The runtime as a file of a directory that is being filled. */
+static int fill_runtime(int dir, struct bytes packed, uint64_t size)
+{
+	int fd = openat(dir, "deno", O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW |
+			O_CLOEXEC, 0500), rc;
+
+	if (fd < 0)
+		return -errno;
+	rc = posix_fallocate(fd, 0, (off_t)size) == ENOSPC ? -ENOSPC :
+	     decompress(fd, packed, size);
+	if (!rc && fdatasync(fd))
+		rc = -errno;
+	close(fd);
 	return rc;
 }
 
@@ -211,40 +229,21 @@ int unpack_runtime(int root, const char *name, struct bytes packed,
 		   uint64_t size)
 {
 	char tmp[32];
-	int dir = begin(root, tmp, sizeof(tmp)), fd, rc;
+	int dir = begin(root, tmp, sizeof(tmp));
 
 	if (dir < 0)
 		return dir;
-	fd = openat(dir, "deno", O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW |
-		    O_CLOEXEC, 0500);
-	if (fd < 0) {
-		rc = -errno;
-		close(dir);
-		return rc;
-	}
-	rc = posix_fallocate(fd, 0, (off_t)size) == ENOSPC ? -ENOSPC :
-	     decompress(fd, packed, size);
-	if (!rc && fdatasync(fd))
-		rc = -errno;
-	close(fd);
-	if (rc) {
-		close(dir);
-		return rc;
-	}
-	return publish(root, dir, tmp, name);
+	return publish(root, dir, tmp, name, fill_runtime(dir, packed, size));
 }
 
 int unpack_app(int root, const char *name, const struct section *section)
 {
 	char tmp[32];
-	int dir = begin(root, tmp, sizeof(tmp)), rc;
+	int dir = begin(root, tmp, sizeof(tmp));
 
 	if (dir < 0)
 		return dir;
-	rc = walk(section, section->files, dir, true, write_entry, 0);
-	if (rc) {
-		close(dir);
-		return rc;
-	}
-	return publish(root, dir, tmp, name);
+	return publish(root, dir, tmp, name,
+		       walk(section, section->files, dir, true, write_entry,
+			    0));
 }
