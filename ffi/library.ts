@@ -4,13 +4,21 @@
  *
  * @module
  */
-import { existsSync } from "node:fs";
-import { dirname, join } from "node:path";
 import { EngineError } from "./errors.ts";
 import { symbols } from "./symbols.ts";
 
 /** What `c/overlaybd.h` calls OBD_ABI. */
 const ABI = 1;
+
+// node:fs and node:path take longer to load than all of this program.
+function exists(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 /** Beside the bundle in the one executable, under build/ in a source tree. */
 function libraryPath(): string {
@@ -18,11 +26,11 @@ function libraryPath(): string {
   if (named !== undefined && named !== "") return named;
   const here = import.meta.dirname ?? ".";
   const tried = [
-    join(here, "liboverlaybd.so"),
-    join(here, "build", "liboverlaybd.so"),
-    join(here, "..", "build", "liboverlaybd.so"),
+    `${here}/liboverlaybd.so`,
+    `${here}/build/liboverlaybd.so`,
+    `${here}/../build/liboverlaybd.so`,
   ];
-  for (const path of tried) if (existsSync(path)) return path;
+  for (const path of tried) if (exists(path)) return path;
   throw new Error(
     `cannot find liboverlaybd.so: not at ${tried.join(", ")}: ` +
       "run `make lib`, or set OVERLAYBD_LIB",
@@ -37,15 +45,36 @@ export function cstring(text: string): Uint8Array<ArrayBuffer> {
   return new TextEncoder().encode(text + "\0");
 }
 
-function open() {
+/** The functions of `c/overlaybd.h`, by name. */
+type Calls = Deno.DynamicLibrary<typeof symbols>["symbols"];
+
+/**
+ * The library's functions, each looked up when it is first used: preparing
+ * all of them takes as long as Deno takes to start.
+ */
+function lazyCalls(path: string): Calls {
+  const calls = {};
+  const define = <Name extends keyof Calls>(name: Name) => {
+    const open = (): Calls[Name] => {
+      const call = Deno.dlopen(path, { [name]: symbols[name] }).symbols[name];
+      Object.defineProperty(calls, name, { value: call });
+      return call as Calls[Name];
+    };
+    Object.defineProperty(calls, name, { get: open, configurable: true });
+  };
+  for (const name of Object.keys(symbols)) define(name as keyof Calls);
+  return calls as Calls;
+}
+
+function open(): Calls {
   const path = libraryPath();
-  const { symbols: calls } = Deno.dlopen(path, symbols);
+  const calls = lazyCalls(path);
   const abi = calls.obd_abi();
   if (abi !== ABI) {
     throw new Error(`cannot use ${path}: its ABI is ${abi}, not ${ABI}`);
   }
-  const isal = join(dirname(path), "libisal.so.2");
-  const rc = calls.obd_engine_init(existsSync(isal) ? cstring(isal) : null);
+  const isal = path.replace(/[^/]*$/, "libisal.so.2");
+  const rc = calls.obd_engine_init(exists(isal) ? cstring(isal) : null);
   if (rc < 0) throw new EngineError(-rc, `cannot start the engine of ${path}`);
   return calls;
 }

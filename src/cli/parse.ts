@@ -5,8 +5,8 @@
  *
  * @module
  */
-import { statSync } from "node:fs";
 import { isUuid } from "../format/uuid.ts";
+import { fileInfo } from "../layer/files.ts";
 import { EXIT, UsageError } from "./exit.ts";
 import type {
   CommandSpec,
@@ -168,14 +168,14 @@ function integerValue(
 
 /** A file that exists and is no directory; a FIFO will do. */
 function existingFile(name: string, path: string): string {
-  const found = statSync(path, { throwIfNoEntry: false });
+  const found = fileInfo(path);
   if (found === undefined) {
     throw new UsageError(
       EXIT.validation,
       `${name}: File does not exist: ${path}`,
     );
   }
-  if (found.isDirectory()) {
+  if (found.isDirectory) {
     throw new UsageError(
       EXIT.validation,
       `${name}: File is actually a directory: ${path}`,

@@ -4,7 +4,6 @@
  *
  * @module
  */
-import { lstatSync, statSync } from "node:fs";
 import {
   closeFd,
   O,
@@ -24,6 +23,7 @@ import {
   parseIndexHeader,
 } from "../format/lsmt.ts";
 import { isUuid, NIL_UUID, normalizeUuid, randomUuid } from "../format/uuid.ts";
+import { fileInfo, linkInfo } from "./files.ts";
 import { createOutput, type OutputFile } from "./output.ts";
 import { LayerError } from "./write.ts";
 
@@ -44,7 +44,7 @@ export interface CreateOptions {
 
 /** An index file that belongs to no data: what a killed create leaves. */
 function isPristineIndex(path: string): boolean {
-  if (statSync(path, { throwIfNoEntry: false })?.isFile() !== true) {
+  if (fileInfo(path)?.isFile !== true) {
     return false;
   }
   const fd = openFd(path, O.RDONLY);
@@ -117,7 +117,7 @@ function refuse(path: string): never {
 }
 
 function exists(path: string): boolean {
-  return lstatSync(path, { throwIfNoEntry: false }) !== undefined;
+  return linkInfo(path) !== undefined;
 }
 
 function checkOptions(options: CreateOptions): void {

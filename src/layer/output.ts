@@ -5,8 +5,6 @@
  *
  * @module
  */
-import { lstatSync, readlinkSync, statSync } from "node:fs";
-import { basename, dirname, join, resolve } from "node:path";
 import {
   closeFd,
   linkFd,
@@ -18,6 +16,7 @@ import {
   unlinkPath,
 } from "../../ffi/engine.ts";
 import { EngineError } from "../../ffi/errors.ts";
+import { directoryOf, fileInfo, linkInfo, nameOf } from "./files.ts";
 
 const S_IFREG = 0o100000;
 const ENOENT = 2;
@@ -51,11 +50,11 @@ export interface OutputOptions {
 
 /** Where a path really leads, also when its last link dangles. */
 function followLinks(path: string): string {
-  let at = resolve(path);
+  let at = path;
   for (let hops = 0; hops < 40; hops++) {
-    const link = lstatSync(at, { throwIfNoEntry: false });
-    if (link?.isSymbolicLink() !== true) return at;
-    at = resolve(dirname(at), readlinkSync(at));
+    if (linkInfo(at)?.isSymlink !== true) return at;
+    const target = Deno.readLinkSync(at);
+    at = target.startsWith("/") ? target : `${directoryOf(at)}/${target}`;
   }
   throw new EngineError(40, `cannot create ${path}`);
 }
@@ -86,7 +85,7 @@ function openInPlace(path: string): OutputFile {
 /** A name beside `path` that nobody else uses. */
 function temporaryName(path: string): string {
   const unique = crypto.randomUUID().slice(0, 8);
-  return join(dirname(path), `.${basename(path)}.${Deno.pid}-${unique}`);
+  return `${directoryOf(path)}/.${nameOf(path)}.${Deno.pid}-${unique}`;
 }
 
 /** An unnamed file beside `path`, or a named one where that is not to be had. */
@@ -96,7 +95,7 @@ function openUnnamed(
 ): { fd: number; name: string | undefined } {
   try {
     return {
-      fd: openFd(dirname(path), O.TMPFILE | O.RDWR, mode),
+      fd: openFd(directoryOf(path), O.TMPFILE | O.RDWR, mode),
       name: undefined,
     };
   } catch (error) {
@@ -149,12 +148,12 @@ export function nameFile(fd: number, path: string, replace: boolean): void {
  * @throws {EngineError} EEXIST, or EISDIR
  */
 export function refuseExisting(path: string, replace: boolean): void {
-  const existing = statSync(path, { throwIfNoEntry: false });
-  if (existing?.isDirectory() === true) {
+  const existing = fileInfo(path);
+  if (existing?.isDirectory === true) {
     throw new EngineError(EISDIR, `cannot create ${path}`);
   }
-  if (existing !== undefined && !existing.isFile()) return;
-  if (!replace && lstatSync(path, { throwIfNoEntry: false }) !== undefined) {
+  if (existing !== undefined && !existing.isFile) return;
+  if (!replace && linkInfo(path) !== undefined) {
     throw new EngineError(EEXIST, `cannot create ${path}`);
   }
 }
@@ -172,8 +171,8 @@ export function createOutput(
 ): OutputFile {
   const replace = options.replace ?? false;
   refuseExisting(path, replace);
-  const existing = statSync(path, { throwIfNoEntry: false });
-  if (existing !== undefined && !existing.isFile()) return openInPlace(path);
+  const existing = fileInfo(path);
+  if (existing !== undefined && !existing.isFile) return openInPlace(path);
   const real = followLinks(path);
   const mode = options.mode ?? 0o644;
   const { fd, name } = openUnnamed(real, mode);
@@ -201,7 +200,7 @@ export function createOutput(
         abort();
       }
       try {
-        await syncDirectory(dirname(real));
+        await syncDirectory(directoryOf(real));
       } catch (error) {
         // What was replaced is gone; a new name can be taken back.
         if (existing === undefined) unlinkPath(real);

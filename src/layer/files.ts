@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Names of files and what stands behind them.  In place of node:path and
+ * node:fs, which take longer to load than Deno takes to start.
+ *
+ * @module
+ */
+import { EngineError } from "../../ffi/errors.ts";
+
+const EIO = 5;
+
+/** An absolute path without `.`, `..` and double slashes. */
+export function fullPath(path: string, from = Deno.cwd()): string {
+  const whole = path.startsWith("/") ? path : `${from}/${path}`;
+  const parts: string[] = [];
+  for (const part of whole.split("/")) {
+    if (part === "..") parts.pop();
+    else if (part !== "" && part !== ".") parts.push(part);
+  }
+  return `/${parts.join("/")}`;
+}
+
+/** What stands before the last slash: `"/"`, or `"."` where there is none. */
+export function directoryOf(path: string): string {
+  const cut = path.lastIndexOf("/");
+  return cut < 0 ? "." : path.slice(0, cut) || "/";
+}
+
+/** What stands behind the last slash. */
+export function nameOf(path: string): string {
+  return path.slice(path.lastIndexOf("/") + 1);
+}
+
+/** What a call of Deno threw, with its errno. */
+function withErrno(error: unknown, what: string): unknown {
+  if (!(error instanceof Error)) return error;
+  const [, errno] = /\(os error (\d+)\)/.exec(error.message) ?? [];
+  return new EngineError(Number(errno ?? EIO), what);
+}
+
+function infoOf(
+  look: (path: string) => Deno.FileInfo,
+  path: string,
+): Deno.FileInfo | undefined {
+  try {
+    return look(path);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw withErrno(error, `cannot open ${path}`);
+  }
+}
+
+/**
+ * stat(2); undefined when there is nothing.
+ *
+ * @throws {EngineError} a directory on the way cannot be searched
+ */
+export function fileInfo(path: string): Deno.FileInfo | undefined {
+  return infoOf(Deno.statSync, path);
+}
+
+/** lstat(2), the same. */
+export function linkInfo(path: string): Deno.FileInfo | undefined {
+  return infoOf(Deno.lstatSync, path);
+}
