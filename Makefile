@@ -252,7 +252,17 @@ test: setup
 demo: setup build
 	@OVERLAYBD_BIN=$(abspath $(EXE)) scripts/demo.sh
 
-bench: setup build
+# The references, and a client that costs little itself.
+$(BUILD)/libbench.so: tests/bench/reference.cc
+	$(call say,CXX)
+	$(Q)g++ -std=c++17 -O2 -Wall -Wextra -Werror -shared -fPIC -o $@ $< \
+		-lisal -llz4 -lzstd
+
+$(BUILD)/nbd_load: tests/bench/nbd_load.c
+	$(call say,CC)
+	$(Q)$(CC) -O2 $(WARN) -o $@ $<
+
+bench: setup build $(BUILD)/libbench.so $(BUILD)/nbd_load
 	@OVERLAYBD_BIN=$(abspath $(EXE)) $(DENO) run -A tests/bench/bench.ts
 
 soak: setup build
