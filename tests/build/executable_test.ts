@@ -122,12 +122,14 @@ Deno.test("what others may write is not trusted, noexec is said", {
   Deno.chmodSync(open, 0o777);
   equal((await start(open, ["version"])).code, 0);
   equal(readdirSync(open), []);
-  const noexec = cacheDir(dir, "noexec");
   const script = [
-    `mount -t tmpfs -o noexec,mode=700 none ${noexec}`,
-    `mount -t tmpfs -o ro none /var/cache`,
-    `mount -t tmpfs -o noexec none /tmp`,
-    `OVERLAYBD_CACHE_DIR=${noexec} ${EXECUTABLE} version`,
+    "mount -t tmpfs none /mnt",
+    `cp ${EXECUTABLE} /mnt/overlaybd`,
+    "mkdir -m 700 /mnt/noexec",
+    "mount -t tmpfs -o noexec,mode=700 none /mnt/noexec",
+    "mount -t tmpfs -o ro none /var/cache",
+    "mount -t tmpfs -o noexec none /tmp",
+    "OVERLAYBD_CACHE_DIR=/mnt/noexec /mnt/overlaybd version",
   ].join(" && ");
   if (!(await run("unshare", ["-m", "true"])).code) {
     const { code, stderr } = await run("unshare", ["-m", "sh", "-c", script]);
