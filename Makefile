@@ -142,6 +142,8 @@ $(BUILD)/launcher/stamp: $(L_PARTS:c/launcher/%.c=$(BUILD)/launcher/%.o) \
 
 build: $(EXE)
 
+# Bundled in chunks: what a command does not need, it does not load; in one
+# bundle every node: module that any of them imports would be.
 # With DENORT=real the base runtime is Deno's own; else it is the launcher,
 # which is then told the key of what was appended to it.
 ifeq ($(DENORT),real)
@@ -155,8 +157,13 @@ endif
 $(EXE): main.ts $(TS_SOURCES) deno.json deno.lock $(LIB) $(ISAL) $(DENO) \
 		$(if $(COMPILE_ENV),$(DENORT_ELF) $(BUILD)/launcher/stamp)
 	$(call say,COMPILE)
-	$(Q)$(COMPILE_ENV) $(DENO) compile -q -A --bundle --minify \
-		--include $(LIB) --include $(ISAL) -o $@.tmp main.ts
+	$(Q)rm -rf $(BUILD)/bundle
+	$(Q)$(DENO) check -q main.ts
+	$(Q)$(DENO) bundle -q --code-splitting --minify --platform deno \
+		--outdir $(BUILD)/bundle main.ts
+	$(Q)$(COMPILE_ENV) $(DENO) compile -q -A --include $(BUILD)/bundle \
+		--include $(LIB) --include $(ISAL) -o $@.tmp \
+		$(BUILD)/bundle/main.js
 	$(Q)$(STAMP) $@.tmp
 	$(Q)mv $@.tmp $@
 

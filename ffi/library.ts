@@ -20,14 +20,13 @@ function exists(path: string): boolean {
   }
 }
 
-/** Beside the bundle in the one executable, under build/ in a source tree. */
+/** Above the bundle in the one executable, under build/ in a source tree. */
 function libraryPath(): string {
   const named = Deno.env.get("OVERLAYBD_LIB");
   if (named !== undefined && named !== "") return named;
   const here = import.meta.dirname ?? ".";
   const tried = [
-    `${here}/liboverlaybd.so`,
-    `${here}/build/liboverlaybd.so`,
+    `${here}/../liboverlaybd.so`,
     `${here}/../build/liboverlaybd.so`,
   ];
   for (const path of tried) if (exists(path)) return path;
