@@ -21,9 +21,7 @@ const UNKNOWN = 1;
 const DAMAGED = 2;
 
 async function findings(path: string): Promise<Finding[]> {
-  const config = await isImageConfig(path)
-    ? await readImageConfig(path)
-    : undefined;
+  const config = isImageConfig(path) ? await readImageConfig(path) : undefined;
   using bar = showProgress("check");
   return await interruptible((signal) => {
     const options = { signal, onProgress: bar.onProgress };

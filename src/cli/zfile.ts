@@ -4,7 +4,6 @@
  *
  * @module
  */
-import { statSync } from "node:fs";
 import {
   compressFile,
   extractFile,
@@ -136,8 +135,6 @@ async function findFault(
   call: Call,
 ): Promise<string | undefined> {
   const { source_file: path } = args;
-  // What cannot be read is not judged.
-  statSync(path);
   using bar = showProgress("verify");
   try {
     const found = await interruptible((signal) =>

@@ -4,10 +4,6 @@
  *
  * @module
  */
-import { createHash } from "node:crypto";
-import { createReadStream } from "node:fs";
-import { stat } from "node:fs/promises";
-import { pipeline } from "node:stream/promises";
 import type { JobOptions } from "../../ffi/engine.ts";
 import { checkLayer, type Finding } from "../layer/check.ts";
 import type { ImageConfig, LowerConfig } from "./config.ts";
@@ -18,8 +14,16 @@ function error(code: string, where: string, text: string): Finding {
 }
 
 async function sha256(path: string, signal?: AbortSignal): Promise<string> {
+  // Only digests need it, and it takes long to load.
+  const { createHash } = await import("node:crypto");
   const hash = createHash("sha256");
-  await pipeline(createReadStream(path), hash, { signal });
+  using file = await Deno.open(path);
+  const chunk = new Uint8Array(1 << 20);
+  for (let got = await file.read(chunk); got !== null;) {
+    signal?.throwIfAborted();
+    hash.update(chunk.subarray(0, got));
+    got = await file.read(chunk);
+  }
   return hash.digest("hex");
 }
 
@@ -33,7 +37,7 @@ async function checkBlob(
   // `file` may be any layer; only what lies in `dir` is the blob itself.
   if (path === lower.file) return [];
   const findings: Finding[] = [];
-  const { size } = await stat(path);
+  const { size } = await Deno.stat(path);
   if (lower.size !== 0 && lower.size !== size) {
     findings.push(error(
       "size",
@@ -60,7 +64,7 @@ async function checkLower(
   where: string,
   options: JobOptions,
 ): Promise<Finding[]> {
-  const path = await localFile(lower);
+  const path = localFile(lower);
   if (path === undefined) {
     const named = [lower.file, lower.dir].filter((name) => name !== "");
     return [error(

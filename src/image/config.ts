@@ -4,8 +4,9 @@
  *
  * @module
  */
-import { readFile } from "node:fs/promises";
 import * as z from "zod/mini";
+import { EngineError, errnoText } from "../../ffi/errors.ts";
+import { readWhole } from "../layer/files.ts";
 
 /** A configuration cannot be used; the message names file, key and value. */
 export class ConfigError extends Error {
@@ -131,14 +132,14 @@ export function parseImageConfig(value: unknown, name: string): ImageConfig {
 export async function readImageConfig(path: string): Promise<ImageConfig> {
   let text: string;
   try {
-    const bytes = await readFile(path);
+    const bytes = await readWhole(path);
     text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   } catch (cause) {
     const why = cause instanceof TypeError
       ? "not UTF-8"
-      : cause instanceof Error && "code" in cause && cause.code === "ENOENT"
-      ? "no such file"
-      : String(cause instanceof Error ? cause.message : cause);
+      : cause instanceof EngineError
+      ? errnoText(cause.errno)
+      : String(cause);
     throw new ConfigError(`cannot read image config ${path}: ${why}`, {
       cause,
     });

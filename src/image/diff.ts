@@ -4,7 +4,6 @@
  *
  * @module
  */
-import { setImmediate } from "node:timers/promises";
 import type { JobOptions } from "../../ffi/engine.ts";
 import type { Disk } from "./disk.ts";
 
@@ -87,7 +86,7 @@ export async function* diffDisks(
         }
       }
       // Reading is synchronous: let timers and signals have their turn.
-      await setImmediate();
+      await new Promise<void>((done) => setImmediate(done));
     }
     at += span;
     options.onProgress?.({

@@ -4,7 +4,6 @@
  *
  * @module
  */
-import { open } from "node:fs/promises";
 import {
   type Bytes,
   closeFd,
@@ -39,13 +38,17 @@ export interface Disk {
 const MAX_CONFIG = 16 << 20;
 
 /** True when a file is JSON text rather than a layer or a raw image. */
-export async function isImageConfig(path: string): Promise<boolean> {
-  await using file = await open(path, "r");
-  const { size } = await file.stat();
-  const head = new Uint8Array(64);
-  const { bytesRead } = await file.read(head, 0, head.length, 0);
-  const text = new TextDecoder().decode(head.subarray(0, bytesRead));
-  return size <= MAX_CONFIG && text.trimStart().startsWith("{");
+export function isImageConfig(path: string): boolean {
+  const fd = openFd(path, O.RDONLY);
+  try {
+    const head = new Uint8Array(64);
+    const text = new TextDecoder().decode(
+      head.subarray(0, preadFd(fd, head, 0)),
+    );
+    return text.trimStart().startsWith("{") && sizeOfFd(fd) <= MAX_CONFIG;
+  } finally {
+    closeFd(fd);
+  }
 }
 
 async function imageDisk(path: string): Promise<Disk> {
@@ -113,7 +116,7 @@ function rawDisk(path: string): Disk {
  * @throws {ImageError | FormatError} it is one of ours, and damaged
  */
 export async function openDisk(path: string): Promise<Disk> {
-  if (await isImageConfig(path)) return await imageDisk(path);
+  if (isImageConfig(path)) return await imageDisk(path);
   if (looksLikeLayer(path)) return layerDisk(await openLayer(path));
   return rawDisk(path);
 }

@@ -5,8 +5,6 @@
  *
  * @module
  */
-import { stat } from "node:fs/promises";
-import { join } from "node:path";
 import pLimit from "p-limit";
 import {
   closeDevice,
@@ -17,6 +15,8 @@ import {
   newIndex,
   newView,
 } from "../../ffi/engine.ts";
+import { EngineError } from "../../ffi/errors.ts";
+import { fileInfo } from "../layer/files.ts";
 import { type OpenLayer, openLayer } from "../layer/open.ts";
 import { type OpenUpper, openUpper } from "../layer/upper.ts";
 import { type ImageConfig, type LowerConfig } from "./config.ts";
@@ -77,26 +77,25 @@ function reason(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
+/** A name that cannot be looked up is there: opening it gives the reason. */
+function mayExist(path: string): boolean {
+  try {
+    return fileInfo(path) !== undefined;
+  } catch (error) {
+    return !(error instanceof EngineError && error.code === "ENOTDIR");
+  }
+}
+
 /** The first local file of a lower that exists; undefined: none. */
-export async function localFile(
-  lower: LowerConfig,
-): Promise<string | undefined> {
+export function localFile(lower: LowerConfig): string | undefined {
   const { file, dir } = lower;
   const candidates = file === "" ? [] : [file];
   if (dir !== "") {
     for (const name of ["overlaybd.commit", ".commit", "overlaybd.sealed"]) {
-      candidates.push(join(dir, name));
+      candidates.push(`${dir}/${name}`);
     }
   }
-  for (const path of candidates) {
-    const exists = await stat(path).then(() => true, (error) => {
-      // A name that cannot be looked up is there for all we know: opening
-      // it gives the reason.
-      return error.code !== "ENOENT" && error.code !== "ENOTDIR";
-    });
-    if (exists) return path;
-  }
-  return undefined;
+  return candidates.find(mayExist);
 }
 
 /** What a lower without any local file is missing. */
@@ -141,7 +140,7 @@ async function openLower(
       ),
     );
   }
-  const path = await localFile(lower);
+  const path = localFile(lower);
   if (path === undefined) throw fail(missingLocal(lower, config));
   try {
     return await openLayer(path);

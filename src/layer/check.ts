@@ -4,7 +4,6 @@
  *
  * @module
  */
-import { setImmediate } from "node:timers/promises";
 import {
   type Bytes,
   crc32c,
@@ -337,7 +336,7 @@ async function checkReadable(
     }
     const done = at + want.length;
     options.onProgress?.({ total, done, written: 0 });
-    await setImmediate();
+    await new Promise<void>((done) => setImmediate(done));
   }
 }
 

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import type { Bytes } from "../../ffi/engine.ts";
 import { EngineError } from "../../ffi/errors.ts";
 
 const EIO = 5;
@@ -47,6 +48,19 @@ function infoOf(
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return undefined;
     throw withErrno(error, `cannot open ${path}`);
+  }
+}
+
+/**
+ * All of a small file.
+ *
+ * @throws {EngineError} it cannot be read
+ */
+export async function readWhole(path: string): Promise<Bytes> {
+  try {
+    return await Deno.readFile(path);
+  } catch (error) {
+    throw withErrno(error, `cannot read ${path}`);
   }
 }
 

@@ -5,7 +5,6 @@
  *
  * @module
  */
-import { readFileSync, statSync } from "node:fs";
 import {
   BadIndexError,
   closeFd,
@@ -70,7 +69,7 @@ export interface OpenUpper extends Disposable {
 /** What /proc/locks says, "" where there is no /proc. */
 function procLocks(): string {
   try {
-    return readFileSync("/proc/locks", "utf8");
+    return Deno.readTextFileSync("/proc/locks");
   } catch {
     return "";
   }
@@ -81,7 +80,7 @@ function procLocks(): string {
  * when it lives in another pid namespace, or cannot be told.
  */
 export function lockHolder(path: string): number | undefined {
-  const { dev, ino } = statSync(path);
+  const { dev, ino } = Deno.statSync(path);
   const major = (dev >> 8) & 0xfff;
   const minor = (dev & 0xff) | ((dev >> 12) & 0xfff00);
   const hex = (n: number) => n.toString(16).padStart(2, "0");

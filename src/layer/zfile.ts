@@ -4,7 +4,6 @@
  *
  * @module
  */
-import { statSync } from "node:fs";
 import {
   closeFd,
   compress,
@@ -15,6 +14,7 @@ import {
   verify,
 } from "../../ffi/engine.ts";
 import { FormatError } from "../format/error.ts";
+import { fileInfo } from "./files.ts";
 import { unwrapFile } from "./open.ts";
 import { createOutput } from "./output.ts";
 import {
@@ -36,7 +36,7 @@ export interface CompressOptions extends Omit<WriteOptions, "zfile"> {
 
 /** True for what can be read from its beginning again. */
 function canReadAgain(input: string | undefined): boolean {
-  return input !== undefined && statSync(input).isFile();
+  return input !== undefined && fileInfo(input)?.isFile === true;
 }
 
 /**

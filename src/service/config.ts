@@ -5,9 +5,10 @@
  *
  * @module
  */
-import { readFile } from "node:fs/promises";
 import * as z from "zod/mini";
+import { EngineError, errnoText } from "../../ffi/errors.ts";
 import { ConfigError } from "../image/config.ts";
+import { readWhole } from "../layer/files.ts";
 
 /** Read when no other file is named; it need not exist. */
 export const DEFAULT_SERVICE_CONFIG = "/etc/overlaybd/overlaybd.json";
@@ -20,19 +21,15 @@ const serviceSchema = z.looseObject({
 /** A parsed service configuration; keys of others are kept as they are. */
 export type ServiceConfig = z.infer<typeof serviceSchema>;
 
-function isMissing(error: unknown): boolean {
-  return error instanceof Error && "code" in error && error.code === "ENOENT";
-}
-
 async function readText(path: string): Promise<string | undefined> {
   try {
-    return await readFile(path, "utf8");
+    return new TextDecoder().decode(await readWhole(path));
   } catch (cause) {
-    if (path === DEFAULT_SERVICE_CONFIG && isMissing(cause)) return undefined;
+    if (!(cause instanceof EngineError)) throw cause;
+    const missing = cause.code === "ENOENT";
+    if (path === DEFAULT_SERVICE_CONFIG && missing) return undefined;
     throw new ConfigError(
-      `cannot read service config ${path}: ${
-        isMissing(cause) ? "no such file" : (cause as Error).message
-      }`,
+      `cannot read service config ${path}: ${errnoText(cause.errno)}`,
       { cause },
     );
   }

@@ -4,8 +4,9 @@
  *
  * @module
  */
-import { rename, rm, stat, writeFile } from "node:fs/promises";
+import { renamePath } from "../../ffi/engine.ts";
 import { ImageError } from "../image/image.ts";
+import { fileInfo } from "../layer/files.ts";
 
 /** Where log lines go. */
 export type Log = (line: string) => void;
@@ -38,17 +39,17 @@ export async function writeResult(
   if (path === "") return;
   const text = resultText(error);
   try {
-    const existing = await stat(path).catch(() => undefined);
-    if (existing !== undefined && !existing.isFile()) {
-      await writeFile(path, text);
+    const existing = fileInfo(path);
+    if (existing?.isFile === false) {
+      await Deno.writeTextFile(path, text);
       return;
     }
     const temporary = `${path}.${Deno.pid}`;
     try {
-      await writeFile(temporary, text);
-      await rename(temporary, path);
+      await Deno.writeTextFile(temporary, text);
+      renamePath(temporary, path);
     } catch (cause) {
-      await rm(temporary, { force: true });
+      await Deno.remove(temporary).catch(() => {});
       throw cause;
     }
   } catch (cause) {

@@ -4,7 +4,6 @@
  *
  * @module
  */
-import { resolve } from "node:path";
 import {
   type NbdAddress,
   type RunningServer,
@@ -12,6 +11,7 @@ import {
 } from "../device/nbd/server.ts";
 import { type ImageConfig, readImageConfig } from "../image/config.ts";
 import { ImageError, type OpenImage, openImage } from "../image/image.ts";
+import { fullPath } from "../layer/files.ts";
 import type { ServiceConfig } from "./config.ts";
 import { type Log, writeResult } from "./result.ts";
 
@@ -46,7 +46,7 @@ export function parseServed(text: string): ServedConfig {
   const cut = text.lastIndexOf(";");
   const path = cut < 0 ? text : text.slice(0, cut);
   const devId = cut < 0 ? "" : text.slice(cut + 1);
-  return { path, name: devId === "" ? resolve(path) : devId };
+  return { path, name: devId === "" ? fullPath(path) : devId };
 }
 
 /** @throws {ImageError} two images have one name */
@@ -115,7 +115,7 @@ async function startServer(
       address,
       images.map(({ name, path, image }) => ({
         name,
-        description: resolve(path),
+        description: fullPath(path),
         device: image.device,
       })),
       { insecure },

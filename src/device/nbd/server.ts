@@ -5,9 +5,6 @@
  *
  * @module
  */
-import { lstatSync } from "node:fs";
-import { lookup } from "node:dns/promises";
-import { resolve } from "node:path";
 import {
   closeFd,
   type Device,
@@ -16,6 +13,7 @@ import {
   portOfFd,
   unlinkPath,
 } from "../../../ffi/engine.ts";
+import { fullPath, linkInfo } from "../../layer/files.ts";
 
 /** Where to listen. */
 export type NbdAddress =
@@ -54,7 +52,7 @@ export function parseAddress(text: string): NbdAddress {
   const [, bracketed, plain, port] =
     /^(?:\[([^\]/]*)\]|([^:/]*)):(\d+)$/.exec(text) ?? [];
   if (port === undefined) {
-    return { kind: "unix", path: resolve(text) };
+    return { kind: "unix", path: fullPath(text) };
   }
   const number = Number(port);
   if (number > 65535) {
@@ -71,6 +69,8 @@ function isLoopback(ip: string): boolean {
 async function resolveHost(host: string): Promise<string> {
   if (host === "" || host === "*") return "0.0.0.0";
   try {
+    // Only names need it, and it takes long to load.
+    const { lookup } = await import("node:dns/promises");
     const { address } = await lookup(host);
     return address;
   } catch (cause) {
@@ -95,9 +95,9 @@ async function isAlive(path: string): Promise<boolean> {
 
 /** Removes the socket of a server that is gone. */
 async function clearStale(path: string): Promise<void> {
-  const found = lstatSync(path, { throwIfNoEntry: false });
+  const found = linkInfo(path);
   if (found === undefined) return;
-  if (!found.isSocket()) {
+  if (found.isSocket !== true) {
     throw new AddressError(
       `cannot listen on ${path}: it exists and is no socket`,
     );
@@ -120,7 +120,7 @@ interface Listening {
 async function listenUnix(path: string): Promise<Listening> {
   await clearStale(path);
   const fd = listenFd(`unix:${path}`);
-  const { ino } = lstatSync(path);
+  const { ino } = Deno.lstatSync(path);
   return {
     fd,
     uri: `nbd+unix:///?socket=${
@@ -128,7 +128,7 @@ async function listenUnix(path: string): Promise<Listening> {
     }`,
     remove: () => {
       // Ours only: another server may have taken the name since.
-      const now = lstatSync(path, { throwIfNoEntry: false });
+      const now = linkInfo(path);
       if (now?.ino === ino) unlinkPath(path);
     },
   };
