@@ -37,7 +37,7 @@ async function start(
   socket: string,
   name: string,
 ): Promise<Server> {
-  const child = spawn(command, args, { stdio: "ignore" });
+  const child = spawn(command, args, { stdio: ["ignore", "ignore", "inherit"] });
   for (let i = 0; i < 200 && !existsSync(socket); i++) {
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
@@ -55,11 +55,12 @@ async function start(
 /** One run: requests a second, and CPU seconds a request. */
 function load(server: Server): { iops: number; cpu: number } {
   const before = cpuSeconds(server.pid);
-  const { stdout } = spawnSync(LOAD, [
+  const { status, stdout, stderr } = spawnSync(LOAD, [
     server.socket,
     server.name,
     String(SECONDS),
   ], { encoding: "utf8" });
+  if (status !== 0) throw new Error(`nbd_load ${server.name}: ${stderr}`);
   const { requests, seconds } = JSON.parse(stdout);
   const cpu = cpuSeconds(server.pid) - before;
   return { iops: requests / seconds, cpu: cpu / requests };
