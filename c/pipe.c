@@ -2,8 +2,9 @@
  *
  * pipe.c - steps worked on by several threads, placed in order.
  *
- * A ring of slots, one a step.  Every thread does the most urgent thing
- * there is: write the oldest finished step, else take a new one.  Errors
+ * A ring of slots, one a step.  The calling thread writes what is finished
+ * and nothing else, so that one worker works while its output is copied
+ * into the page cache; a worker writes when it finds no free slot.  Errors
  * of a step count when its turn comes, so the first one in the input is
  * the one reported, whoever was fastest.
  */
@@ -127,9 +128,8 @@ static void take_step(struct obd_pipe *pipe)
 	pthread_cond_broadcast(&pipe->changed);
 }
 
-static void *run(void *arg)
+static void run(struct obd_pipe *pipe, bool worker)
 {
-	struct obd_pipe *pipe = arg;
 	struct obd_slot *slot;
 
 	pthread_mutex_lock(&pipe->lock);
@@ -137,14 +137,19 @@ static void *run(void *arg)
 		slot = writable(pipe);
 		if (cancelled(pipe->job))
 			fail(pipe, -ECANCELED);
+		else if (worker && takable(pipe))
+			take_step(pipe);
 		else if (slot)
 			write_step(pipe, slot);
-		else if (takable(pipe))
-			take_step(pipe);
 		else
 			pthread_cond_wait(&pipe->changed, &pipe->lock);
 	}
 	pthread_mutex_unlock(&pipe->lock);
+}
+
+static void *run_worker(void *pipe)
+{
+	run(pipe, true);
 	return NULL;
 }
 
@@ -161,14 +166,14 @@ static void slots_free(struct obd_pipe *pipe)
 	free(pipe->slots);
 }
 
-/* The slots beyond one a thread let a fast thread run ahead of the step
- * that all wait for. */
+/* The slots beyond one a worker let a fast one run ahead of the step that
+ * all wait for. */
 static int slots_alloc(struct obd_pipe *pipe)
 {
 	struct obd_slot *slot;
 	uint32_t i;
 
-	pipe->slot_count = pipe->threads > 1 ? 2 * pipe->threads : 1;
+	pipe->slot_count = 2 * pipe->threads + 1;
 	pipe->slots = calloc(pipe->slot_count, sizeof(*pipe->slots));
 	for (i = 0; pipe->slots && i < pipe->slot_count; i++) {
 		slot = &pipe->slots[i];
@@ -179,13 +184,14 @@ static int slots_alloc(struct obd_pipe *pipe)
 	return pipe->slots ? 0 : -ENOMEM;
 }
 
-/* Fewer threads than asked for do the same work. */
+/* Fewer workers than asked for do the same work; none, and the caller is
+ * one. */
 static uint32_t start(struct obd_pipe *pipe, pthread_t *threads)
 {
 	uint32_t n = 0;
 
-	while (n + 1 < pipe->threads &&
-	       !pthread_create(&threads[n], NULL, run, pipe))
+	while (n < pipe->threads &&
+	       !pthread_create(&threads[n], NULL, run_worker, pipe))
 		n++;
 	return n;
 }
@@ -205,7 +211,7 @@ int obd_pipe_run(struct obd_pipe *pipe)
 		pthread_mutex_init(&pipe->lock, NULL);
 		pthread_cond_init(&pipe->changed, NULL);
 		n = start(pipe, threads);
-		run(pipe);
+		run(pipe, !n);
 		while (n)
 			pthread_join(threads[--n], NULL);
 		pthread_cond_destroy(&pipe->changed);

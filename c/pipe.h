@@ -57,7 +57,7 @@ struct obd_pipe {
 	uint64_t failed_at;          /* out_at of the step that failed */
 };
 
-/* Runs all steps on pipe->threads threads, the calling one included. */
+/* Runs all steps on pipe->threads threads; the calling one writes. */
 OBD_HIDDEN int obd_pipe_run(struct obd_pipe *pipe);
 
 /* Where a pipeline's bytes go. */

@@ -37,7 +37,9 @@ async function start(
   socket: string,
   name: string,
 ): Promise<Server> {
-  const child = spawn(command, args, { stdio: ["ignore", "ignore", "inherit"] });
+  const child = spawn(command, args, {
+    stdio: ["ignore", "ignore", "inherit"],
+  });
   for (let i = 0; i < 200 && !existsSync(socket); i++) {
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
