@@ -47,21 +47,40 @@ export function cstring(text: string): Uint8Array<ArrayBuffer> {
 /** The functions of `c/overlaybd.h`, by name. */
 type Calls = Deno.DynamicLibrary<typeof symbols>["symbols"];
 
+/** What every program calls: cheaper to look up together. */
+const ALWAYS: readonly (keyof Calls)[] = [
+  "obd_abi",
+  "obd_engine_init",
+  "obd_io_open",
+  "obd_io_close",
+  "obd_io_pwrite",
+  "obd_io_sync_async",
+  "obd_io_link",
+];
+
 /**
- * The library's functions, each looked up when it is first used: preparing
- * all of them takes as long as Deno takes to start.
+ * The library's functions, most of them looked up when they are first used:
+ * preparing all of them takes as long as Deno takes to start.
  */
 function lazyCalls(path: string): Calls {
   const calls = {};
-  const define = <Name extends keyof Calls>(name: Name) => {
-    const open = (): Calls[Name] => {
-      const call = Deno.dlopen(path, { [name]: symbols[name] }).symbols[name];
-      Object.defineProperty(calls, name, { value: call });
-      return call as Calls[Name];
-    };
-    Object.defineProperty(calls, name, { get: open, configurable: true });
+  const lookUp = (names: readonly (keyof Calls)[]) => {
+    const wanted: Deno.ForeignLibraryInterface = Object.fromEntries(
+      names.map((name) => [name, symbols[name]]),
+    );
+    const found = Deno.dlopen(path, wanted).symbols;
+    for (const name of names) {
+      Object.defineProperty(calls, name, { value: found[name] });
+    }
   };
-  for (const name of Object.keys(symbols)) define(name as keyof Calls);
+  for (const name of Object.keys(symbols) as (keyof Calls)[]) {
+    const get = () => {
+      lookUp([name]);
+      return Reflect.get(calls, name);
+    };
+    Object.defineProperty(calls, name, { get, configurable: true });
+  }
+  lookUp(ALWAYS);
   return calls as Calls;
 }
 
