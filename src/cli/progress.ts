@@ -67,6 +67,7 @@ export interface ProgressBar extends Disposable {
 
 const CLEAR = "\r\x1b[K";
 const INTERVAL_MS = 100;
+const DEFAULT_WIDTH = 80;
 
 /** Shows progress on stderr if that is a terminal. */
 export function showProgress(label: string): ProgressBar {
@@ -83,7 +84,9 @@ export function showProgress(label: string): ProgressBar {
       if (now - last < INTERVAL_MS) return;
       last = now;
       const line = progressLine(label, progress, (now - start) / 1000);
-      write(CLEAR + line.slice(0, Deno.consoleSize().columns - 1));
+      // A terminal of unknown width says 0.
+      const width = Deno.consoleSize().columns || DEFAULT_WIDTH;
+      write(CLEAR + line.slice(0, width - 1));
     },
     [Symbol.dispose]: () => {
       if (last > -Infinity) write(CLEAR);
