@@ -23,6 +23,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 
 #include "internal.h"
@@ -255,13 +256,16 @@ int32_t obd_io_close(int32_t fd)
 
 /* ---- reading -------------------------------------------------------- */
 
+/* The libc's own pread() and preadv2() are cancellation points, and leave
+ * and enter that state with locked instructions once there are threads. */
 static int64_t do_pread(int fd, uint8_t *buf, uint64_t n, uint64_t at)
 {
 	uint64_t done = 0;
-	ssize_t got;
+	long got;
 
 	while (done < n) {
-		got = pread(fd, buf + done, n - done, (off_t)(at + done));
+		got = syscall(SYS_pread64, fd, buf + done, n - done,
+			      at + done);
 		if (got == 0)
 			break;
 		if (got > 0)
@@ -290,10 +294,11 @@ int64_t obd_io_pread(int32_t fd, void *buf, uint64_t n, uint64_t at)
 static int64_t do_nowait(int fd, void *buf, uint64_t n, uint64_t at)
 {
 	struct iovec iov = { buf, n };
-	ssize_t got;
+	long got;
 
-	do
-		got = preadv2(fd, &iov, 1, (off_t)at, RWF_NOWAIT);
+	do /* the offset's high half is for 32-bit kernels alone */
+		got = syscall(SYS_preadv2, fd, &iov, 1ul, at, 0ul,
+			      RWF_NOWAIT);
 	while (got < 0 && errno == EINTR);
 	if (obd_likely(got >= 0))
 		return got;

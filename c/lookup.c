@@ -198,7 +198,7 @@ AVX512 static uint32_t find_avx512(const struct obd_index *index,
 
 	if (obd_unlikely(max < OBD_LEAF)) {
 		k += rank_leaf(leaf, from);
-		return collect(index, k, from, to, 0, out, max);
+		return find_from(index, k, from, to, out, max);
 	}
 	n = cut_leaf_avx512(leaf, from, to, out);
 	if (obd_unlikely(rec_end(leaf[OBD_LEAF - 1]) < to))
