@@ -195,19 +195,20 @@ static int take(struct obd_pipe *pipe, struct obd_slot *slot)
 	return slot->n != 0;
 }
 
+static int read_in(struct obd_pipe *pipe, struct obd_slot *slot)
+{
+	struct writer *w = pipe->owner;
+
+	return w->feed->read(w->feed->owner, slot->in, slot->n, slot->at);
+}
+
 static int work(struct obd_pipe *pipe, struct obd_slot *slot)
 {
 	struct writer *w = pipe->owner;
 	uint32_t blocks = (uint32_t)((slot->n + w->block_size - 1) /
 				     w->block_size);
-	int err = 0;
+	int err = compress_hardware(w, slot, blocks);
 
-	if (!w->feed->next)
-		err = w->feed->read(w->feed->owner, slot->in, slot->n,
-				    slot->at);
-	if (err)
-		return err;
-	err = compress_hardware(w, slot, blocks);
 	if (err == -ENOTSUP) {
 		slot->count = 0;
 		slot->out_n = 0;
@@ -277,6 +278,7 @@ static int write_blocks(struct writer *w, uint32_t threads)
 		.in_room = PIPE_BATCH,
 		.out_room = (uint64_t)PIPE_BATCH / w->block_size * w->room,
 		.take = take,
+		.read = w->feed->next ? NULL : read_in,
 		.work = work,
 		.place = place,
 		.write = write_out,

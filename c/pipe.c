@@ -3,8 +3,9 @@
  * pipe.c - steps worked on by several threads, placed in order.
  *
  * A ring of slots, one a step.  The calling thread writes what is finished
- * and nothing else, so that one worker works while its output is copied
- * into the page cache; a worker writes when it finds no free slot.  Errors
+ * and reads ahead, so that one worker works while its input and output are
+ * copied from and into the page cache; a worker that finds no input reads,
+ * and writes when it finds no free slot.  Errors
  * of a step count when its turn comes, so the first one in the input is
  * the one reported, whoever was fastest.
  */
@@ -100,7 +101,9 @@ static bool takable(const struct obd_pipe *pipe)
 	       pipe->slots[pipe->next % pipe->slot_count].state == SLOT_FREE;
 }
 
-static void take_step(struct obd_pipe *pipe)
+/* The next step with its input, SLOT_BUSY and the caller's; NULL: there is
+ * none, or it has failed. */
+static struct obd_slot *fill_step(struct obd_pipe *pipe)
 {
 	struct obd_slot *slot = &pipe->slots[pipe->next % pipe->slot_count];
 	int rc;
@@ -115,17 +118,70 @@ static void take_step(struct obd_pipe *pipe)
 	pipe->ended = rc <= 0;
 	pthread_cond_broadcast(&pipe->changed);
 	if (!rc)
-		return;
+		return NULL;
 	slot->err = rc < 0 ? rc : 0;
 	slot->state = SLOT_BUSY;
 	pipe->next++;
-	if (rc > 0) {
+	if (!slot->err && pipe->read) {
 		pthread_mutex_unlock(&pipe->lock);
-		slot->err = pipe->work(pipe, slot);
+		slot->err = pipe->read(pipe, slot);
 		pthread_mutex_lock(&pipe->lock);
 	}
+	if (!slot->err)
+		return slot;
 	slot->state = SLOT_READY;
 	pthread_cond_broadcast(&pipe->changed);
+	return NULL;
+}
+
+/* Reads a step and leaves it to a worker. */
+static void fill_ahead(struct obd_pipe *pipe)
+{
+	struct obd_slot *slot = fill_step(pipe);
+
+	if (!slot)
+		return;
+	slot->state = SLOT_FILLED;
+	pthread_cond_broadcast(&pipe->changed);
+}
+
+/* The oldest step that was read ahead. */
+static struct obd_slot *filled(struct obd_pipe *pipe)
+{
+	struct obd_slot *slot;
+	uint64_t i;
+
+	for (i = pipe->head; i < pipe->next; i++) {
+		slot = &pipe->slots[i % pipe->slot_count];
+		if (slot->state == SLOT_FILLED)
+			return slot;
+	}
+	return NULL;
+}
+
+static void work_step(struct obd_pipe *pipe, struct obd_slot *slot)
+{
+	slot->state = SLOT_BUSY;
+	pthread_mutex_unlock(&pipe->lock);
+	slot->err = pipe->work(pipe, slot);
+	pthread_mutex_lock(&pipe->lock);
+	slot->state = SLOT_READY;
+	pthread_cond_broadcast(&pipe->changed);
+}
+
+/* Works on what was read ahead, or on what it reads itself. False: there is
+ * nothing. */
+static bool work_on(struct obd_pipe *pipe)
+{
+	struct obd_slot *slot = filled(pipe);
+
+	if (!slot && !takable(pipe))
+		return false;
+	if (!slot)
+		slot = fill_step(pipe);
+	if (slot)
+		work_step(pipe, slot);
+	return true;
 }
 
 static void run(struct obd_pipe *pipe, bool worker)
@@ -134,13 +190,14 @@ static void run(struct obd_pipe *pipe, bool worker)
 
 	pthread_mutex_lock(&pipe->lock);
 	while (!pipe->err && !(pipe->ended && pipe->head == pipe->next)) {
-		slot = writable(pipe);
 		if (cancelled(pipe->job))
 			fail(pipe, -ECANCELED);
-		else if (worker && takable(pipe))
-			take_step(pipe);
-		else if (slot)
+		else if (worker && work_on(pipe))
+			continue;
+		else if ((slot = writable(pipe)))
 			write_step(pipe, slot);
+		else if (!worker && pipe->read && takable(pipe))
+			fill_ahead(pipe);
 		else
 			pthread_cond_wait(&pipe->changed, &pipe->lock);
 	}

@@ -15,10 +15,12 @@
 #define PIPE_BLOCKS 64u          /* blocks of the smallest size in one */
 #define PIPE_THREADS_MAX 64u
 
-enum obd_slot_state { SLOT_FREE, SLOT_BUSY, SLOT_READY, SLOT_WRITING };
+enum obd_slot_state { SLOT_FREE, SLOT_BUSY, SLOT_FILLED, SLOT_READY,
+		      SLOT_WRITING };
 
-/* One step.  Between SLOT_FREE and SLOT_READY it belongs to the thread that
- * took it, then to the one that writes it; state is the pipe's lock's. */
+/* One step.  While SLOT_BUSY it belongs to the thread that fills it or
+ * works on it, while SLOT_WRITING to the one that writes it; state is the
+ * pipe's lock's. */
 struct obd_slot {
 	enum obd_slot_state state;
 	int err;             /* what take() or work() said */
@@ -32,7 +34,7 @@ struct obd_slot {
 
 /* The caller fills in the first part, zeros the rest and calls
  * obd_pipe_run().  take() and place() are called in order and never two at
- * once, work() and write() by any thread; a stream's write() in order. */
+ * once, the others by any thread; a stream's write() in order. */
 struct obd_pipe {
 	void *owner;
 	struct obd_job *job;         /* may be NULL */
@@ -41,6 +43,8 @@ struct obd_pipe {
 	uint64_t in_room, out_room;  /* a slot's buffers */
 	/* Sets at, n; 1: a step, 0: the end, -errno. May block. */
 	int (*take)(struct obd_pipe *pipe, struct obd_slot *slot);
+	/* Reads what take() promised. NULL: nothing to read. */
+	int (*read)(struct obd_pipe *pipe, struct obd_slot *slot);
 	int (*work)(struct obd_pipe *pipe, struct obd_slot *slot);
 	/* Sets out_at.  Under the lock: does not block. */
 	int (*place)(struct obd_pipe *pipe, struct obd_slot *slot);
@@ -57,7 +61,8 @@ struct obd_pipe {
 	uint64_t failed_at;          /* out_at of the step that failed */
 };
 
-/* Runs all steps on pipe->threads threads; the calling one writes. */
+/* Runs all steps on pipe->threads threads; the calling one reads and
+ * writes. */
 OBD_HIDDEN int obd_pipe_run(struct obd_pipe *pipe);
 
 /* Where a pipeline's bytes go. */
