@@ -48,7 +48,6 @@ struct obd_upper;    /* the writable layer: map + data file (+ index file) */
 struct obd_device;   /* a view and an optional upper, as one disk */
 struct obd_plan;     /* a layer about to be written by compaction */
 struct obd_nbd;      /* an NBD server on one listening socket */
-struct obd_ring;     /* a TCMU device's command ring, being served */
 
 /* ---- engine -------------------------------------------------------- */
 
@@ -112,9 +111,6 @@ OBD_API int32_t obd_io_unlink(const char *path);
 /* Opens a listening stream socket: "unix:/path" or "tcp:host:port" (host
  * an IPv4 or bracketed IPv6 literal, port 0 picks one). */
 OBD_API int32_t obd_io_listen(const char *address, int32_t backlog);
-/* Sends text as one datagram to the unix socket at path ("@name": the
- * abstract one): sd_notify(3). */
-OBD_API int32_t obd_io_notify(const char *path, const char *text);
 /* The port a "tcp:" socket is bound to, 0 for others. */
 OBD_API int32_t obd_io_port(int32_t fd);
 
@@ -311,10 +307,6 @@ OBD_API int32_t obd_device_new(struct obd_view *view, struct obd_upper *upper,
 /* Later requests use view; running ones keep theirs. */
 OBD_API int32_t obd_device_swap(struct obd_device *dev,
 				struct obd_view *view);
-/* The disk has virtual_size bytes for later requests (a multiple of 512, not
- * less than now: else -EINVAL). */
-OBD_API int32_t obd_device_resize(struct obd_device *dev,
-				  uint64_t virtual_size);
 /* Ends every waiting request with error (-errno) and refuses new ones. */
 OBD_API int32_t obd_device_close(struct obd_device *dev, int32_t error);
 /* Drops the handle; the device goes when its last request has ended. */
@@ -361,14 +353,6 @@ OBD_API int32_t obd_device_read_many(struct obd_device *dev,
 				     const uint64_t *offsets, uint64_t n,
 				     uint32_t size);
 
-/* ---- waking TypeScript --------------------------------------------- */
-
-/* Connects to the unix stream socket at path (absolute, or "@name" for the
- * abstract one) and writes one byte there whenever one of the queues below
- * (misses, kernel events, SCSI commands) goes from empty to not empty.  One
- * listener at a time; NULL disconnects. */
-OBD_API int32_t obd_wake_connect(const char *path);
-
 /* ---- miss queue ---------------------------------------------------- */
 
 #define OBD_MISS_ABSENT 0u   /* units that nobody has fetched yet */
@@ -381,6 +365,10 @@ struct obd_miss {            /* 32 bytes */
 	uint32_t zero;       /* 28 */
 };
 
+/* Connects to the unix stream socket at path (absolute, or "@name" for the
+ * abstract one) and writes one byte there whenever the queue goes from
+ * empty to not empty.  One listener at a time; NULL disconnects. */
+OBD_API int32_t obd_miss_connect(const char *path);
 /* Takes up to max misses off the queue; each unit is handed out once until
  * obd_source_fill() answers it.  Returns how many. */
 OBD_API int32_t obd_miss_drain(struct obd_miss *out, uint32_t max);
@@ -400,102 +388,6 @@ OBD_API int32_t obd_nbd_connections(struct obd_nbd *nbd);
 /* Stops accepting, lets running requests end for at most grace_ms, closes
  * every connection, frees.  Blocks. */
 OBD_API int32_t obd_nbd_close(struct obd_nbd *nbd, uint32_t grace_ms);
-
-/* ---- TCMU ---------------------------------------------------------- */
-/* The kernel's side of spec tcmu: one generic netlink socket for the whole
- * process, one ring for each device. */
-
-/* Opens family TCM-USER: joins group "config", only then asks for replies
- * (SET_FEATURES; EOPNOTSUPP is fine), with a receive buffer of 4 MiB and
- * NETLINK_NO_ENOBUFS.  The plane reads the events from then on.  -ENOENT:
- * target_core_user is not loaded; -EPERM; -EBUSY: open already. */
-OBD_API int32_t obd_netlink_open(void);
-OBD_API int32_t obd_netlink_close(void);
-
-#define OBD_TCMU_ADDED 1u        /* commands, as in the messages */
-#define OBD_TCMU_REMOVED 2u
-#define OBD_TCMU_RECONFIG 3u
-#define OBD_TCMU_DEV_CFG 4u      /* what RECONFIG changes: the attribute */
-#define OBD_TCMU_DEV_SIZE 5u
-#define OBD_TCMU_WRITECACHE 6u
-
-struct obd_tcmu_event {          /* 800 bytes */
-	uint32_t command;        /* 0: OBD_TCMU_* */
-	uint32_t minor;          /* 4: N of /dev/uioN */
-	uint32_t device_id;      /* 8: echoed in the reply */
-	uint32_t reply;          /* 12: 0 = genl version 1, wants none */
-	uint32_t attribute;      /* 16: RECONFIG: OBD_TCMU_*, 0 = none known */
-	uint32_t write_cache;    /* 20 */
-	uint64_t size;           /* 24 */
-	char name[512];          /* 32: tcm-user/<hba>/<dev>/<config>, NUL */
-	char config[256];        /* 544: DEV_CFG, NUL-terminated */
-};
-/* Takes up to max events, oldest first.  Returns how many. */
-OBD_API int32_t obd_netlink_drain(struct obd_tcmu_event *out, uint32_t max);
-/* Answers an event: command is the event's, status 0 or -errno. */
-OBD_API int32_t obd_netlink_reply(uint32_t command, uint32_t device_id,
-				  int32_t status);
-struct obd_netlink_stats {       /* 24 bytes, running totals */
-	uint64_t events;         /* 0: queued */
-	uint64_t malformed;      /* 8: dropped: an attribute missing */
-	uint64_t overruns;       /* 16: the kernel says that some were lost */
-};
-OBD_API int32_t obd_netlink_stat(struct obd_netlink_stats *out);
-
-#define OBD_RING_WRITE_CACHE 1u  /* FLUSH and FUA mean it */
-
-/* Serves dev (a reference is taken) on the ring mapped from uio_fd, which
- * is /dev/uioN opened read-write and non-blocking and taken over; map_size
- * is its maps/map0/size.  id is reported with every command.  -EPROTO: not
- * mailbox version 2; -ERANGE: its offsets leave the map. */
-OBD_API int32_t obd_ring_new(int32_t uio_fd, uint64_t map_size,
-			     struct obd_device *dev, uint32_t flags,
-			     uint64_t id, struct obd_ring **out);
-/* Replaces the flags, from the next command on. */
-OBD_API int32_t obd_ring_set(struct obd_ring *ring, uint32_t flags);
-/* The next command that may report it gets unit attention (sense key 6)
- * with asc << 8 | ascq: 0x2a09 is "capacity data has changed". */
-OBD_API int32_t obd_ring_attention(struct obd_ring *ring, uint32_t asc_ascq);
-/* Goes on until the ring is empty, for at most grace_ms; then ends what is
- * left with BUSY (the initiator tries again), unmaps and frees.  Close the
- * device first to end what waits for misses at once.  Blocks. */
-OBD_API int32_t obd_ring_close(struct obd_ring *ring, uint32_t grace_ms);
-
-struct obd_ring_stats {          /* 48 bytes */
-	uint64_t commands;       /* 0: taken off the ring */
-	uint64_t asked;          /* 8: handed to TypeScript */
-	uint64_t kicks;          /* 16: writes to the uio descriptor */
-	uint64_t refused;        /* 24: unknown entries and CDB groups */
-	uint64_t depth;          /* 32: running now */
-	uint64_t depth_max;      /* 40 */
-};
-OBD_API int32_t obd_ring_stat(struct obd_ring *ring,
-			      struct obd_ring_stats *out);
-
-/* C answers READ, WRITE, WRITE SAME, UNMAP, SYNCHRONIZE CACHE and what it
- * can only refuse (groups 3, 6, 7; a range past the end).  Every other
- * command is handed over, and stays on the ring until obd_ring_complete().
- * 48 bytes. */
-struct obd_scsi_command {
-	uint64_t ring;           /* 0: id given to obd_ring_new() */
-	uint64_t length;         /* 8: bytes of its iovecs together */
-	uint32_t tag;            /* 16: names it until it is complete */
-	uint32_t cdb_length;     /* 20: 6, 10, 12 or 16 */
-	uint8_t cdb[16];         /* 24: zeros behind cdb_length */
-	uint64_t zero;           /* 40 */
-};
-/* Takes up to max commands of all rings, oldest first.  Returns how many. */
-OBD_API int32_t obd_scsi_drain(struct obd_scsi_command *out, uint32_t max);
-/* Copies what the initiator sent, up to n bytes from byte `at`.  Returns
- * how many. */
-OBD_API int64_t obd_ring_data(struct obd_ring *ring, uint32_t tag, void *buf,
-			      uint64_t n, uint64_t at);
-/* Ends a command: data (n bytes, cut at its iovecs) to the initiator, SAM
- * status, and 18 bytes of fixed-format sense unless NULL.  -ENOENT: no such
- * tag. */
-OBD_API int32_t obd_ring_complete(struct obd_ring *ring, uint32_t tag,
-				  uint32_t status, const void *sense,
-				  const void *data, uint64_t n);
 
 /* ---- pipelines: commit, merge, zfile ------------------------------- */
 
