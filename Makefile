@@ -143,7 +143,9 @@ $(BUILD)/launcher/stamp: $(L_PARTS:c/launcher/%.c=$(BUILD)/launcher/%.o) \
 build: $(EXE)
 
 # Bundled in chunks: what a command does not need, it does not load; in one
-# bundle every node: module that any of them imports would be.
+# bundle every node: module that any of them imports would be.  Deno loads
+# every import() of a literal together with main.js, needed or not; it cannot
+# tell what String() gives.
 # With DENORT=real the base runtime is Deno's own; else it is the launcher,
 # which is then told the key of what was appended to it.
 ifeq ($(DENORT),real)
@@ -161,6 +163,8 @@ $(EXE): main.ts $(TS_SOURCES) deno.json deno.lock $(LIB) $(ISAL) $(DENO) \
 	$(Q)$(DENO) check -q main.ts
 	$(Q)$(DENO) bundle -q --code-splitting --minify --platform deno \
 		--outdir $(BUILD)/bundle main.ts
+	$(Q)sed -i 's,import("\(\./[^"]*\)"),import(String("\1")),g' \
+		$(BUILD)/bundle/*.js
 	$(Q)$(COMPILE_ENV) $(DENO) compile -q -A --include $(BUILD)/bundle \
 		--include $(LIB) --include $(ISAL) -o $@.tmp \
 		$(BUILD)/bundle/main.js
