@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The one socket over which the C library wakes JavaScript: misses, kernel
+ * events and SCSI commands have a queue each, and one wake-up for all.
+ *
+ * @module
+ */
+import { check } from "./errors.ts";
+import { cstring, lib } from "./library.ts";
+
+/** What can be waiting in the library. */
+export type Queue = "miss" | "event" | "scsi";
+
+const drains = new Map<Queue, () => void>();
+let socket: { close(): void } | undefined;
+
+function drainAll(): void {
+  for (const drain of [...drains.values()]) drain();
+}
+
+function connect(path: string | null): void {
+  check(
+    lib.obd_miss_connect(path === null ? null : cstring(path)),
+    "cannot connect to the wake-up socket",
+  );
+}
+
+/** Calls every drain for what arrives, until the socket is closed. */
+async function listenTo(connection: Deno.Conn): Promise<void> {
+  const bytes = new Uint8Array(256);
+  try {
+    while (await connection.read(bytes) !== null) drainAll();
+  } catch (error) {
+    const closed = error instanceof Deno.errors.BadResource ||
+      error instanceof Deno.errors.Interrupted;
+    if (!closed) throw error;
+  }
+}
+
+/** The library connects by itself: only then is there somebody to accept. */
+function openSocket(): { close(): void } {
+  const dir = Deno.makeTempDirSync({ prefix: "obd-wake-" });
+  const path = `${dir}/socket`;
+  try {
+    const listener = Deno.listen({ transport: "unix", path });
+    let connection: Deno.Conn | undefined;
+    let closed = false;
+    try {
+      connect(path);
+    } catch (error) {
+      listener.close();
+      throw error;
+    }
+    const accepted = async () => {
+      const opened = await listener.accept();
+      listener.close();
+      if (closed) return opened.close();
+      connection = opened;
+      await listenTo(opened);
+    };
+    accepted();
+    return {
+      close() {
+        closed = true;
+        connect(null);
+        connection?.close();
+      },
+    };
+  } finally {
+    Deno.removeSync(dir, { recursive: true });
+  }
+}
+
+/**
+ * Calls `drain` whenever something may be in the queue.  It has to empty the
+ * queue: the library wakes again only for one that was empty.  The process
+ * stays alive while anything is registered.
+ *
+ * @returns ends it; one drain for each queue at a time
+ */
+export function onWake(queue: Queue, drain: () => void): Disposable {
+  if (drains.has(queue)) {
+    throw new Error(`cannot drain the ${queue} queue twice`);
+  }
+  drains.set(queue, drain);
+  try {
+    socket ??= openSocket();
+  } catch (error) {
+    drains.delete(queue);
+    throw error;
+  }
+  // What came before this queue had a drain woke nobody who would look.
+  queueMicrotask(() => {
+    if (drains.get(queue) === drain) drain();
+  });
+  return {
+    [Symbol.dispose]() {
+      if (drains.get(queue) !== drain) return;
+      drains.delete(queue);
+      if (drains.size > 0) return;
+      socket?.close();
+      socket = undefined;
+    },
+  };
+}
