@@ -204,7 +204,7 @@ struct obd_counters {
 struct obd_device {
 	_Atomic uint32_t refs;       /* handles and requests not inline */
 	uint32_t flags;
-	uint64_t size;
+	_Atomic uint64_t size;       /* only grows */
 	uint64_t deadline_ms;
 	struct obd_upper *upper;     /* NULL: none */
 	_Atomic int32_t closed;      /* 0, or -errno for new requests */

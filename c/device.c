@@ -55,10 +55,9 @@ uint32_t obd_stat_assign(void)
 
 /* ---- life --------------------------------------------------------------- */
 
-static int device_check(struct obd_view *view, struct obd_upper *upper,
-			uint64_t size)
+static int size_check(struct obd_upper *upper, uint64_t size)
 {
-	if (!view || size % OBD_SECTOR ||
+	if (size % OBD_SECTOR ||
 	    size > OBD_LBA_MASK * OBD_SECTOR)
 		return -EINVAL;
 	/* A sparse file's length is its size: what is past it is cut when
@@ -74,7 +73,7 @@ int32_t obd_device_new(struct obd_view *view, struct obd_upper *upper,
 		       uint64_t deadline_ms, struct obd_device **out)
 {
 	struct obd_device *dev;
-	int err = device_check(view, upper, virtual_size);
+	int err = view ? size_check(upper, virtual_size) : -EINVAL;
 
 	if (err)
 		return err;
@@ -102,6 +101,19 @@ int32_t obd_device_swap(struct obd_device *dev, struct obd_view *view)
 	if (!view)
 		return -EINVAL;
 	obd_view_publish(&dev->view, view);
+	return 0;
+}
+
+int32_t obd_device_resize(struct obd_device *dev, uint64_t virtual_size)
+{
+	uint64_t size = obd_device_size(dev);
+	int err = size_check(dev->upper, virtual_size);
+
+	do {
+		if (err || virtual_size < size)
+			return err ? err : -EINVAL;
+	} while (!atomic_compare_exchange_weak(&dev->size, &size,
+					       virtual_size));
 	return 0;
 }
 
@@ -141,7 +153,7 @@ uint32_t obd_device_count(void)
 
 uint64_t obd_device_size(struct obd_device *dev)
 {
-	return dev->size;
+	return atomic_load_explicit(&dev->size, memory_order_relaxed);
 }
 
 uint32_t obd_device_flags(struct obd_device *dev)
@@ -170,7 +182,7 @@ static int blocking(struct obd_device *dev, enum obd_op op, void *buf,
 	if (op != OBD_READ && op != OBD_FLUSH &&
 	    dev->flags & OBD_DEVICE_READONLY)
 		return -EROFS;
-	if (at > dev->size || n > dev->size - at)
+	if (at > obd_device_size(dev) || n > obd_device_size(dev) - at)
 		return op == OBD_READ ? -EINVAL : -ENOSPC;
 	do {
 		part = n < CHUNK ? (uint32_t)n : CHUNK;
@@ -250,9 +262,10 @@ int32_t obd_device_extents(struct obd_device *dev, uint64_t at, uint64_t n,
 	struct obd_view *view;
 	struct obd_piece piece;
 	struct obd_walk w;
+	uint64_t size = obd_device_size(dev);
 	uint32_t count = 0;
 
-	if ((at | n) % OBD_SECTOR || at > dev->size || n > dev->size - at)
+	if ((at | n) % OBD_SECTOR || at > size || n > size - at)
 		return -EINVAL;
 	if (max > INT32_MAX)
 		max = INT32_MAX;

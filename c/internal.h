@@ -9,6 +9,7 @@
  *   pipe.c plan.c compress.c extract.c   the pipelines (pipe.h)
  *   index.c lookup.c merge.c map.c
  *   source.c upper.c view.c device.c request.c miss.c
+ *   wake.c    waking TypeScript
  *   plane.c   epoll workers         nbd.c  negotiation and transmission
  */
 #ifndef OBD_INTERNAL_H
@@ -127,6 +128,14 @@ OBD_HIDDEN int64_t obd_io_pwritev(int fd, const struct iovec *iov, int cnt,
 /* read(2) until n bytes or the end: for pipes and files read in order. */
 OBD_HIDDEN int64_t obd_io_read(int fd, void *buf, uint64_t n);
 OBD_HIDDEN void obd_io_init_from_env(void);
+struct sockaddr_un;
+/* "/path", or "@name" in the abstract namespace, as an address.  Returns its
+ * length; -EINVAL, -ENAMETOOLONG. */
+OBD_HIDDEN int obd_unix_address(const char *text, struct sockaddr_un *out);
+
+/* ---- wake.c ---------------------------------------------------------- */
+/* Tells the listener of obd_wake_connect() that a queue has something. */
+OBD_HIDDEN void obd_wake(void);
 
 /* ---- crc32c.c ------------------------------------------------------- */
 typedef unsigned int obd_isal_crc(unsigned char *buf, int n,

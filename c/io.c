@@ -683,21 +683,39 @@ union any_address {
 	struct sockaddr_in6 in6;
 };
 
-/* "/path", or "@name" in the abstract namespace. */
-static int parse_unix(const char *text, union any_address *out)
+int obd_unix_address(const char *text, struct sockaddr_un *out)
 {
 	size_t n = strlen(text);
 
-	if (!n)
+	if (n < 2)
 		return -EINVAL;
-	if (n >= sizeof(out->un.sun_path))
+	if (n >= sizeof(out->sun_path))
 		return -ENAMETOOLONG;
-	out->un.sun_family = AF_UNIX;
-	memcpy(out->un.sun_path, text, n);
+	memset(out, 0, sizeof(*out));
+	out->sun_family = AF_UNIX;
+	memcpy(out->sun_path, text, n);
 	if (*text != '@')
-		return sizeof(out->un);
-	out->un.sun_path[0] = 0;
+		return sizeof(*out);
+	out->sun_path[0] = 0;
 	return (int)(offsetof(struct sockaddr_un, sun_path) + n);
+}
+
+int32_t obd_io_notify(const char *path, const char *text)
+{
+	struct sockaddr_un sa;
+	int length = obd_unix_address(path, &sa);
+	int fd, err = 0;
+
+	if (length < 0)
+		return length;
+	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	if (sendto(fd, text, strlen(text), MSG_NOSIGNAL,
+		   (struct sockaddr *)&sa, (socklen_t)length) < 0)
+		err = -errno;
+	close(fd);
+	return err;
 }
 
 static int parse_tcp(const char *text, union any_address *out)
@@ -736,7 +754,7 @@ int32_t obd_io_listen(const char *address, int32_t backlog)
 	int len = -EINVAL, fd, one = 1, err;
 
 	if (!strncmp(address, "unix:", 5))
-		len = parse_unix(address + 5, &to);
+		len = obd_unix_address(address + 5, &to.un);
 	else if (!strncmp(address, "tcp:", 4))
 		len = parse_tcp(address + 4, &to);
 	if (len < 0)

@@ -13,8 +13,6 @@
  * One lock guards it all.  It is taken on misses only, never on a hit.
  */
 #include <stdlib.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <time.h>
 
 #include "core.h"
@@ -25,7 +23,6 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct obd_request *parked;     /* every one in SETUP or PARKED */
 static struct obd_source *queue_head, *queue_tail;
-static int listener = -1;
 static struct {
 	pthread_t thread;
 	pthread_cond_t cond;
@@ -85,13 +82,6 @@ static void present_set(struct obd_units *u, uint64_t first, uint64_t count,
 
 /* ---- the queue --------------------------------------------------------- */
 
-static void notify(void)
-{
-	/* A full socket buffer means that it has bytes to read already. */
-	if (listener >= 0)
-		send(listener, "m", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
-}
-
 static void queue_link(struct obd_source *src)
 {
 	struct obd_units *u = src->units;
@@ -129,7 +119,7 @@ static void queue_add(struct obd_source *src, uint64_t unit)
 	if (!u->queued_count++)
 		queue_link(src);
 	if (was_empty)
-		notify();
+		obd_wake();
 }
 
 static void queue_remove(struct obd_source *src, uint64_t first,
@@ -196,48 +186,6 @@ int32_t obd_miss_drain(struct obd_miss *out, uint32_t max)
 	}
 	pthread_mutex_unlock(&lock);
 	return (int32_t)n;
-}
-
-static int connect_unix(const char *path)
-{
-	struct sockaddr_un sa = { .sun_family = AF_UNIX };
-	size_t n = strlen(path);
-	socklen_t length;
-	int fd, err;
-
-	if (n < 2 || n >= sizeof(sa.sun_path))
-		return n < 2 ? -EINVAL : -ENAMETOOLONG;
-	memcpy(sa.sun_path, path, n);
-	length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n);
-	if (path[0] == '@')
-		sa.sun_path[0] = 0;
-	else
-		length++;
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd < 0)
-		return -errno;
-	if (connect(fd, (struct sockaddr *)&sa, length)) {
-		err = -errno;
-		close(fd);
-		return err;
-	}
-	return fd;
-}
-
-int32_t obd_miss_connect(const char *path)
-{
-	int fd = path ? connect_unix(path) : -1;
-
-	if (path && fd < 0)
-		return fd;
-	pthread_mutex_lock(&lock);
-	if (listener >= 0)
-		close(listener);
-	listener = fd;
-	if (queue_head)
-		notify();
-	pthread_mutex_unlock(&lock);
-	return 0;
 }
 
 /* ---- waiting ----------------------------------------------------------- */

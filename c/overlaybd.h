@@ -111,6 +111,9 @@ OBD_API int32_t obd_io_unlink(const char *path);
 /* Opens a listening stream socket: "unix:/path" or "tcp:host:port" (host
  * an IPv4 or bracketed IPv6 literal, port 0 picks one). */
 OBD_API int32_t obd_io_listen(const char *address, int32_t backlog);
+/* Sends text as one datagram to the unix socket at path ("@name": the
+ * abstract one): sd_notify(3). */
+OBD_API int32_t obd_io_notify(const char *path, const char *text);
 /* The port a "tcp:" socket is bound to, 0 for others. */
 OBD_API int32_t obd_io_port(int32_t fd);
 
@@ -307,6 +310,11 @@ OBD_API int32_t obd_device_new(struct obd_view *view, struct obd_upper *upper,
 /* Later requests use view; running ones keep theirs. */
 OBD_API int32_t obd_device_swap(struct obd_device *dev,
 				struct obd_view *view);
+/* The disk has virtual_size bytes for later requests: a multiple of 512, not
+ * less than now, and not more than a sparse upper was opened with (else
+ * -EINVAL). */
+OBD_API int32_t obd_device_resize(struct obd_device *dev,
+				  uint64_t virtual_size);
 /* Ends every waiting request with error (-errno) and refuses new ones. */
 OBD_API int32_t obd_device_close(struct obd_device *dev, int32_t error);
 /* Drops the handle; the device goes when its last request has ended. */
@@ -353,6 +361,14 @@ OBD_API int32_t obd_device_read_many(struct obd_device *dev,
 				     const uint64_t *offsets, uint64_t n,
 				     uint32_t size);
 
+/* ---- waking TypeScript --------------------------------------------- */
+
+/* Connects to the unix stream socket at path (absolute, or "@name" for the
+ * abstract one) and writes one byte there, at once and then whenever one of
+ * the queues below goes from empty to not empty.  One listener at a time;
+ * NULL disconnects. */
+OBD_API int32_t obd_wake_connect(const char *path);
+
 /* ---- miss queue ---------------------------------------------------- */
 
 #define OBD_MISS_ABSENT 0u   /* units that nobody has fetched yet */
@@ -365,10 +381,6 @@ struct obd_miss {            /* 32 bytes */
 	uint32_t zero;       /* 28 */
 };
 
-/* Connects to the unix stream socket at path (absolute, or "@name" for the
- * abstract one) and writes one byte there whenever the queue goes from
- * empty to not empty.  One listener at a time; NULL disconnects. */
-OBD_API int32_t obd_miss_connect(const char *path);
 /* Takes up to max misses off the queue; each unit is handed out once until
  * obd_source_fill() answers it.  Returns how many. */
 OBD_API int32_t obd_miss_drain(struct obd_miss *out, uint32_t max);

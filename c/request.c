@@ -450,6 +450,7 @@ static int check(const struct obd_request *req)
 	struct obd_device *dev = req->dev;
 	int closed = atomic_load_explicit(&dev->closed,
 					  memory_order_relaxed);
+	uint64_t size;
 
 	if (obd_unlikely(closed))
 		return closed;
@@ -459,7 +460,8 @@ static int check(const struct obd_request *req)
 		return -EROFS;
 	if ((req->offset | req->length) % OBD_SECTOR)
 		return -EINVAL;
-	if (req->offset > dev->size || req->length > dev->size - req->offset)
+	size = obd_device_size(dev);
+	if (req->offset > size || req->length > size - req->offset)
 		return req->op == OBD_READ ? -EINVAL : -ENOSPC;
 	if ((req->op == OBD_READ || req->op == OBD_WRITE) &&
 	    area_bytes(req) != req->length)

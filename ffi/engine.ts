@@ -827,14 +827,6 @@ export interface Miss {
   corrupt: boolean;
 }
 
-/** Where the library says that misses wait; null disconnects. */
-export function connectMisses(path: string | null): void {
-  check(
-    lib.obd_miss_connect(path === null ? null : cstring(path)),
-    `cannot connect to ${path}`,
-  );
-}
-
 export function drainMisses(max = 256): Miss[] {
   const raw = new Uint8Array(max * 32);
   const got = check(lib.obd_miss_drain(raw, max), "cannot take misses");

@@ -157,6 +157,13 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_io_notify: {
+    parameters: [
+      "buffer", // const char *path
+      "buffer", // const char *text
+    ],
+    result: "i32",
+  },
   obd_io_port: {
     parameters: [
       "i32", // int32_t fd
@@ -458,6 +465,13 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_device_resize: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "u64", // uint64_t virtual_size
+    ],
+    result: "i32",
+  },
   obd_device_close: {
     parameters: [
       "pointer", // struct obd_device *dev
@@ -578,7 +592,7 @@ export const symbols = {
     result: "i32",
     nonblocking: true,
   },
-  obd_miss_connect: {
+  obd_wake_connect: {
     parameters: [
       "buffer", // const char *path
     ],

@@ -20,7 +20,7 @@ function drainAll(): void {
 
 function connect(path: string | null): void {
   check(
-    lib.obd_miss_connect(path === null ? null : cstring(path)),
+    lib.obd_wake_connect(path === null ? null : cstring(path)),
     "cannot connect to the wake-up socket",
   );
 }

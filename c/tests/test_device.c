@@ -15,6 +15,28 @@ static struct obd_device *writable(struct obd_view *view, uint64_t size)
 	return device_of(view, upper, size, 1000);
 }
 
+/* ---- size -------------------------------------------------------------- */
+
+static void a_disk_grows_and_never_shrinks(void)
+{
+	struct obd_device *dev = writable(empty_view(SIZE), SIZE);
+	uint8_t buf[512] = { 7 };
+
+	CHECK_EQ(obd_device_resize(dev, 2 * SIZE + 1), -EINVAL);
+	CHECK_EQ(obd_device_resize(dev, SIZE - 512), -EINVAL);
+	CHECK_EQ(obd_device_write(dev, buf, 512, SIZE), -ENOSPC);
+	CHECK_EQ(obd_device_resize(dev, 2 * SIZE), 0);
+	CHECK_EQ(obd_device_read(dev, buf, 512, 2 * SIZE - 512), 0);
+	CHECK_EQ(buf[0], 0);
+	buf[0] = 9;
+	CHECK_EQ(obd_device_write(dev, buf, 512, 2 * SIZE - 512), 0);
+	CHECK_EQ(obd_device_write(dev, buf, 512, 2 * SIZE), -ENOSPC);
+	buf[0] = 0;
+	CHECK_EQ(obd_device_read(dev, buf, 512, 2 * SIZE - 512), 0);
+	CHECK_EQ(buf[0], 9);
+	obd_device_unref(dev);
+}
+
 /* ---- what is refused --------------------------------------------------- */
 
 static void ranges_are_checked_before_anything_happens(void)
@@ -514,6 +536,7 @@ static void no_request_allocates_in_steady_state(void)
 int main(void)
 {
 	parts_start();
+	RUN(a_disk_grows_and_never_shrinks);
 	RUN(ranges_are_checked_before_anything_happens);
 	RUN(a_device_without_upper_or_with_the_flag_is_read_only);
 	RUN(a_data_area_of_another_size_is_refused);

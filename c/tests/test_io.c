@@ -351,6 +351,27 @@ static void remove_directory(void)
 	CHECK(!rmdir(dir));
 }
 
+static void a_notification_is_one_datagram(void)
+{
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	char name[64], got[32];
+	int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+	size_t n;
+
+	snprintf(name, sizeof(name), "@obd-test-notify-%d", (int)getpid());
+	n = strlen(name);
+	memcpy(sa.sun_path + 1, name + 1, n - 1);
+	CHECK(fd >= 0);
+	CHECK_EQ(obd_io_notify(name, "READY=1"), -ECONNREFUSED);
+	CHECK(!bind(fd, (struct sockaddr *)&sa,
+		   (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n)));
+	CHECK_EQ(obd_io_notify(name, "READY=1"), 0);
+	CHECK_EQ(recv(fd, got, sizeof(got), MSG_DONTWAIT), 7);
+	CHECK(!memcmp(got, "READY=1", 7));
+	CHECK_EQ(obd_io_notify("@", ""), -EINVAL);
+	close(fd);
+}
+
 int main(void)
 {
 	const char *tmp = getenv("TMPDIR");
@@ -358,6 +379,7 @@ int main(void)
 	snprintf(dir, sizeof(dir), "%s/obd-io-XXXXXX", tmp ? tmp : "/tmp");
 	if (!mkdtemp(dir))
 		return 1;
+	RUN(a_notification_is_one_datagram);
 	RUN(transfers_are_whole);
 	RUN(vectors_are_whole);
 	RUN(a_signal_does_not_end_a_read);

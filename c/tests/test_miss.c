@@ -497,9 +497,10 @@ static void one_byte_tells_that_the_queue_is_no_longer_empty(void)
 
 	snprintf(name, sizeof(name), "@obd-test-miss-%d", (int)getpid());
 	fd = listen_at(name, &sa);
-	CHECK_EQ(obd_miss_connect(name), 0);
+	CHECK_EQ(obd_wake_connect(name), 0);
 	conn = accept(fd, NULL, NULL);
 	MUST(conn >= 0);
+	CHECK_EQ(bytes_within(conn, 5000), 1); /* what came before */
 	CHECK_EQ(bytes_within(conn, 20), 0);
 	reader_start(&rd[0], r.dev, 0, UNIT);
 	CHECK_EQ(bytes_within(conn, 5000), 1);
@@ -510,12 +511,12 @@ static void one_byte_tells_that_the_queue_is_no_longer_empty(void)
 	reader_start(&rd[2], r.dev, 20 * UNIT, UNIT);
 	CHECK_EQ(bytes_within(conn, 5000), 1);
 	close(conn);
-	/* A new listener of a queue that is not empty hears at once. */
-	CHECK_EQ(obd_miss_connect(name), 0);
+	/* A new listener hears at once. */
+	CHECK_EQ(obd_wake_connect(name), 0);
 	conn = accept(fd, NULL, NULL);
 	MUST(conn >= 0);
 	CHECK_EQ(bytes_within(conn, 5000), 1);
-	CHECK_EQ(obd_miss_connect(NULL), 0);
+	CHECK_EQ(obd_wake_connect(NULL), 0);
 	CHECK_EQ(bytes_within(conn, 5000), 0); /* closed */
 	fill_units(&r, 0, 64);
 	for (i = 0; i < 3; i++) {
@@ -533,11 +534,11 @@ static void a_listener_that_is_not_there_is_an_error(void)
 
 	memset(longer, 'x', sizeof(longer));
 	longer[199] = 0;
-	CHECK_EQ(obd_miss_connect("/nonexistent/socket"), -ENOENT);
-	CHECK_EQ(obd_miss_connect("@obd-nobody-listens"), -ECONNREFUSED);
-	CHECK_EQ(obd_miss_connect(longer), -ENAMETOOLONG);
-	CHECK_EQ(obd_miss_connect(""), -EINVAL);
-	CHECK_EQ(obd_miss_connect("@"), -EINVAL);
+	CHECK_EQ(obd_wake_connect("/nonexistent/socket"), -ENOENT);
+	CHECK_EQ(obd_wake_connect("@obd-nobody-listens"), -ECONNREFUSED);
+	CHECK_EQ(obd_wake_connect(longer), -ENAMETOOLONG);
+	CHECK_EQ(obd_wake_connect(""), -EINVAL);
+	CHECK_EQ(obd_wake_connect("@"), -EINVAL);
 }
 
 /* ---- writes that need lowers ------------------------------------------- */
