@@ -44,6 +44,15 @@ AT(obd_miss, first, 8);
 AT(obd_miss, count, 16);
 AT(obd_miss, kind, 24);
 
+SIZE(obd_tcmu_event, 800);
+AT(obd_tcmu_event, device_id, 8);
+AT(obd_tcmu_event, attribute, 16);
+AT(obd_tcmu_event, size, 24);
+AT(obd_tcmu_event, name, 32);
+AT(obd_tcmu_event, config, 544);
+
+SIZE(obd_netlink_stats, 24);
+
 SIZE(obd_job, 32);
 AT(obd_job, done, 8);
 AT(obd_job, written, 16);

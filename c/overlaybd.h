@@ -401,6 +401,48 @@ OBD_API int32_t obd_nbd_connections(struct obd_nbd *nbd);
  * every connection, frees.  Blocks. */
 OBD_API int32_t obd_nbd_close(struct obd_nbd *nbd, uint32_t grace_ms);
 
+/* ---- TCMU ---------------------------------------------------------- */
+/* The kernel's side of spec tcmu: one generic netlink socket for the whole
+ * process, one ring for each device. */
+
+/* Opens family TCM-USER: joins group "config", only then asks for replies
+ * (SET_FEATURES; EOPNOTSUPP is fine), with a receive buffer of 4 MiB and
+ * NETLINK_NO_ENOBUFS.  The plane reads the events from then on.  -ENOENT:
+ * target_core_user is not loaded; -EPERM; -EBUSY: open already. */
+OBD_API int32_t obd_netlink_open(void);
+/* Stops listening; events not drained are dropped. */
+OBD_API int32_t obd_netlink_close(void);
+
+#define OBD_TCMU_ADDED 1u        /* commands, as in the messages */
+#define OBD_TCMU_REMOVED 2u
+#define OBD_TCMU_RECONFIG 3u
+#define OBD_TCMU_DEV_CFG 4u      /* what RECONFIG changes: the attribute */
+#define OBD_TCMU_DEV_SIZE 5u
+#define OBD_TCMU_WRITECACHE 6u
+
+struct obd_tcmu_event {          /* 800 bytes */
+	uint32_t command;        /* 0: OBD_TCMU_* */
+	uint32_t minor;          /* 4: N of /dev/uioN */
+	uint32_t device_id;      /* 8: echoed in the reply */
+	uint32_t reply;          /* 12: 0 = genl version 1, wants none */
+	uint32_t attribute;      /* 16: RECONFIG: OBD_TCMU_*, 0 = none known */
+	uint32_t write_cache;    /* 20 */
+	uint64_t size;           /* 24 */
+	char name[512];          /* 32: tcm-user/<hba>/<dev>/<config>, NUL */
+	char config[256];        /* 544: DEV_CFG, NUL-terminated */
+};
+/* Takes up to max events, oldest first.  Returns how many. */
+OBD_API int32_t obd_netlink_drain(struct obd_tcmu_event *out, uint32_t max);
+/* Answers an event: command is the event's, status 0 or -errno. */
+OBD_API int32_t obd_netlink_reply(uint32_t command, uint32_t device_id,
+				  int32_t status);
+struct obd_netlink_stats {       /* 24 bytes, running totals */
+	uint64_t events;         /* 0: queued */
+	uint64_t malformed;      /* 8: dropped: an attribute missing */
+	uint64_t lost;           /* 16: dropped: nobody drained them */
+};
+OBD_API int32_t obd_netlink_stat(struct obd_netlink_stats *out);
+
 /* ---- pipelines: commit, merge, zfile ------------------------------- */
 
 /* Shared with the caller while a pipeline runs; the buffer must outlive

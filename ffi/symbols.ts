@@ -649,6 +649,29 @@ export const symbols = {
     result: "i32",
     nonblocking: true,
   },
+  obd_netlink_open: { parameters: [], result: "i32" },
+  obd_netlink_close: { parameters: [], result: "i32" },
+  obd_netlink_drain: {
+    parameters: [
+      "buffer", // struct obd_tcmu_event *out
+      "u32", // uint32_t max
+    ],
+    result: "i32",
+  },
+  obd_netlink_reply: {
+    parameters: [
+      "u32", // uint32_t command
+      "u32", // uint32_t device_id
+      "i32", // int32_t status
+    ],
+    result: "i32",
+  },
+  obd_netlink_stat: {
+    parameters: [
+      "buffer", // struct obd_netlink_stats *out
+    ],
+    result: "i32",
+  },
   obd_plan_new: {
     parameters: [
       "pointer", // struct obd_index *index
