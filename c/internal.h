@@ -9,7 +9,8 @@
  *   pipe.c plan.c compress.c extract.c   the pipelines (pipe.h)
  *   index.c lookup.c merge.c map.c
  *   source.c upper.c view.c device.c request.c miss.c
- *   wake.c    waking TypeScript     netlink.c  the kernel's events (tcmu.h)
+ *   wake.c    waking TypeScript
+ *   netlink.c ring.c scsi.c         TCMU (tcmu.h)
  *   plane.c   epoll workers         nbd.c  negotiation and transmission
  */
 #ifndef OBD_INTERNAL_H

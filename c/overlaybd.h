@@ -48,6 +48,7 @@ struct obd_upper;    /* the writable layer: map + data file (+ index file) */
 struct obd_device;   /* a view and an optional upper, as one disk */
 struct obd_plan;     /* a layer about to be written by compaction */
 struct obd_nbd;      /* an NBD server on one listening socket */
+struct obd_ring;     /* a TCMU device's command ring, being served */
 
 /* ---- engine -------------------------------------------------------- */
 
@@ -442,6 +443,61 @@ struct obd_netlink_stats {       /* 24 bytes, running totals */
 	uint64_t lost;           /* 16: dropped: nobody drained them */
 };
 OBD_API int32_t obd_netlink_stat(struct obd_netlink_stats *out);
+
+#define OBD_RING_WRITE_CACHE 1u  /* FLUSH and FUA mean it */
+
+/* Serves dev (a reference is taken) on the ring mapped from uio_fd, which
+ * is /dev/uioN opened read-write and non-blocking and taken over; map_size
+ * is its maps/map0/size.  id is reported with every command.  -EPROTO: not
+ * mailbox version 2; -ERANGE: its offsets leave the map. */
+OBD_API int32_t obd_ring_new(int32_t uio_fd, uint64_t map_size,
+			     struct obd_device *dev, uint32_t flags,
+			     uint64_t id, struct obd_ring **out);
+/* Replaces the flags, from the next command on. */
+OBD_API int32_t obd_ring_set(struct obd_ring *ring, uint32_t flags);
+/* The next command that may report it gets unit attention (sense key 6)
+ * with asc << 8 | ascq: 0x2a09 is "capacity data has changed". */
+OBD_API int32_t obd_ring_attention(struct obd_ring *ring, uint32_t asc_ascq);
+/* Goes on until the ring is empty, for at most grace_ms; then closes the
+ * device, so that what is left ends with BUSY (the initiator tries again),
+ * unmaps and frees.  NULL does nothing.  Blocks. */
+OBD_API int32_t obd_ring_close(struct obd_ring *ring, uint32_t grace_ms);
+
+struct obd_ring_stats {          /* 48 bytes */
+	uint64_t commands;       /* 0: taken off the ring */
+	uint64_t asked;          /* 8: handed to TypeScript */
+	uint64_t kicks;          /* 16: writes to the uio descriptor */
+	uint64_t refused;        /* 24: unknown entries and CDB groups */
+	uint64_t depth;          /* 32: running now */
+	uint64_t depth_max;      /* 40 */
+};
+OBD_API int32_t obd_ring_stat(struct obd_ring *ring,
+			      struct obd_ring_stats *out);
+
+/* C answers READ, WRITE, WRITE SAME, UNMAP, SYNCHRONIZE CACHE and what it
+ * can only refuse (groups 3, 6, 7; a range past the end).  Every other
+ * command is handed over, and stays on the ring until obd_ring_complete().
+ * 48 bytes. */
+struct obd_scsi_command {
+	uint64_t ring;           /* 0: id given to obd_ring_new() */
+	uint64_t length;         /* 8: bytes of its iovecs together */
+	uint32_t tag;            /* 16: names it until it is complete */
+	uint32_t cdb_length;     /* 20: 6, 10, 12 or 16 */
+	uint8_t cdb[16];         /* 24: zeros behind cdb_length */
+	uint64_t zero;           /* 40 */
+};
+/* Takes up to max commands of all rings, oldest first.  Returns how many. */
+OBD_API int32_t obd_scsi_drain(struct obd_scsi_command *out, uint32_t max);
+/* Copies what the initiator sent, up to n bytes from byte `at`.  Returns
+ * how many. */
+OBD_API int64_t obd_ring_data(struct obd_ring *ring, uint32_t tag, void *buf,
+			      uint64_t n, uint64_t at);
+/* Ends a command: data (n bytes, cut at its iovecs) to the initiator, SAM
+ * status, and 18 bytes of fixed-format sense unless NULL.  -ENOENT: no such
+ * tag. */
+OBD_API int32_t obd_ring_complete(struct obd_ring *ring, uint32_t tag,
+				  uint32_t status, const void *sense,
+				  const void *data, uint64_t n);
 
 /* ---- pipelines: commit, merge, zfile ------------------------------- */
 

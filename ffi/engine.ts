@@ -29,7 +29,7 @@ export type Upper = Handle<"upper">;
 export type Device = Handle<"device">;
 export type Plan = Handle<"plan">;
 
-function u64(value: U64): bigint {
+export function u64(value: U64): bigint {
   return typeof value === "bigint" ? value : BigInt(value);
 }
 

@@ -672,6 +672,82 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_ring_new: {
+    parameters: [
+      "i32", // int32_t uio_fd
+      "u64", // uint64_t map_size
+      "pointer", // struct obd_device *dev
+      "u32", // uint32_t flags
+      "u64", // uint64_t id
+      "buffer", // struct obd_ring **out
+    ],
+    result: "i32",
+  },
+  obd_ring_set: {
+    parameters: [
+      "pointer", // struct obd_ring *ring
+      "u32", // uint32_t flags
+    ],
+    result: "i32",
+  },
+  obd_ring_attention: {
+    parameters: [
+      "pointer", // struct obd_ring *ring
+      "u32", // uint32_t asc_ascq
+    ],
+    result: "i32",
+  },
+  obd_ring_close: {
+    parameters: [
+      "pointer", // struct obd_ring *ring
+      "u32", // uint32_t grace_ms
+    ],
+    result: "i32",
+  },
+  obd_ring_close_async: {
+    name: "obd_ring_close",
+    parameters: [
+      "pointer", // struct obd_ring *ring
+      "u32", // uint32_t grace_ms
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_ring_stat: {
+    parameters: [
+      "pointer", // struct obd_ring *ring
+      "buffer", // struct obd_ring_stats *out
+    ],
+    result: "i32",
+  },
+  obd_scsi_drain: {
+    parameters: [
+      "buffer", // struct obd_scsi_command *out
+      "u32", // uint32_t max
+    ],
+    result: "i32",
+  },
+  obd_ring_data: {
+    parameters: [
+      "pointer", // struct obd_ring *ring
+      "u32", // uint32_t tag
+      "buffer", // void *buf
+      "u64", // uint64_t n
+      "u64", // uint64_t at
+    ],
+    result: "i64",
+  },
+  obd_ring_complete: {
+    parameters: [
+      "pointer", // struct obd_ring *ring
+      "u32", // uint32_t tag
+      "u32", // uint32_t status
+      "buffer", // const void *sense
+      "buffer", // const void *data
+      "u64", // uint64_t n
+    ],
+    result: "i32",
+  },
   obd_plan_new: {
     parameters: [
       "pointer", // struct obd_index *index
