@@ -43,6 +43,7 @@ const RUNNERS: Runners = {
   check: () => import("./check.ts"),
   diff: () => import("./diff.ts"),
   tcmu: () => import("./tcmu.ts"),
+  config: () => import("./config.ts"),
   completion: () => import("./completion.ts"),
   version: () => import("./version.ts"),
   help: () => import("./help.ts"),

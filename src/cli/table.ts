@@ -501,6 +501,26 @@ export const COMMANDS = {
     examples: [],
     ignoresUnknown: true,
   },
+  config: {
+    summary: "check the service configuration, or show what it means",
+    details: "show prints every value that counts and where it came from: " +
+      "default, file, or the older key that decides it. Without FILE: " +
+      "/etc/overlaybd/overlaybd.json, or defaults where that is missing.",
+    positionals: {
+      action: {
+        kind: "text",
+        required: true,
+        choices: ["check", "show"],
+        help: "check or show",
+      },
+      file: { kind: "path", help: "service configuration" },
+    },
+    options: { json },
+    examples: [
+      ["config check", "say what is wrong in it"],
+      ["config show overlaybd.json", "every value that counts"],
+    ],
+  },
   completion: {
     summary: "print a completion script for a shell",
     positionals: {

@@ -5,11 +5,9 @@
  * @module
  */
 import { describeEngine } from "../../ffi/engine.ts";
+import { VERSION } from "../format/version.ts";
 import { EXIT } from "./exit.ts";
 import type { Args } from "./table.ts";
-
-/** Of the whole project: the executable has no other place that says it. */
-export const VERSION = "0.1.0";
 
 /** `overlaybd version [--json]` */
 export function run(args: Args<"version">): number {

@@ -35,7 +35,8 @@ const upperSchema = z.looseObject({
   gzipIndex: z._default(z.string(), ""),
 });
 
-const downloadSchema = z.looseObject({
+/** Background download: of an image, or of all that do not have their own. */
+export const downloadSchema = z.looseObject({
   enable: z._default(z.boolean(), false),
   /** s */
   delay: z._default(z.int(), 300),
@@ -67,7 +68,7 @@ export type ImageConfig = z.infer<typeof configSchema>;
 export type LowerConfig = z.infer<typeof lowerSchema>;
 
 /** `["lowers", 1, "file"]` as `lowers[1].file`. */
-function keyName(path: readonly PropertyKey[]): string {
+export function keyName(path: readonly PropertyKey[]): string {
   return path.reduce<string>(
     (name, part) =>
       typeof part === "number"
@@ -80,7 +81,7 @@ function keyName(path: readonly PropertyKey[]): string {
 }
 
 /** The value at a path of parsed JSON, for messages. */
-function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
+export function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
   return path.reduce<unknown>(
     (value, part) =>
       typeof value === "object" && value !== null
@@ -91,7 +92,7 @@ function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
 }
 
 /** What a zod issue expected, in words of JSON. */
-function expectation(issue: z.core.$ZodIssue): string {
+export function expectation(issue: z.core.$ZodIssue): string {
   if (issue.code === "invalid_type") {
     return issue.expected === "int" ? "a whole number" : `${issue.expected}`;
   }

@@ -1,25 +1,196 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * `overlaybd.json`, the service's configuration: the part that local images
- * need (spec/service-config.md, section 3).
+ * `overlaybd.json`, the service's configuration: what it says, what that
+ * means, and where each value came from (spec/service-config.md, section 3).
  *
  * @module
  */
 import * as z from "zod/mini";
 import { EngineError, errnoText } from "../../ffi/errors.ts";
-import { ConfigError } from "../image/config.ts";
+import { ConfigError, expectation, keyName, valueAt } from "../image/config.ts";
 import { readWhole } from "../layer/files.ts";
+import { type ServiceConfig, serviceSchema } from "./config_schema.ts";
+
+export type { ServiceConfig };
 
 /** Read when no other file is named; it need not exist. */
 export const DEFAULT_SERVICE_CONFIG = "/etc/overlaybd/overlaybd.json";
 
-const serviceSchema = z.looseObject({
-  /** how long a request may wait for data that cannot be fetched */
-  readDeadlineSeconds: z._default(z.int().check(z.gte(1)), 604_800),
-});
+/** Files that a log is rotated through, the original's limit. */
+const MAX_LOG_FILES = 30;
 
-/** A parsed service configuration; keys of others are kept as they are. */
-export type ServiceConfig = z.infer<typeof serviceSchema>;
+/** One effective value. */
+export interface Setting {
+  /** `cacheConfig.cacheDir` */
+  key: string;
+  value: unknown;
+  /** `default`, `file`, or the older key that decided */
+  from: string;
+}
+
+/** A configuration as it was read. */
+export interface LoadedConfig {
+  /** the file, whether it exists or not */
+  path: string;
+  config: ServiceConfig;
+  /** every field, in the schema's order */
+  settings: Setting[];
+  /** to be logged once: unknown keys, values that were bent */
+  warnings: string[];
+}
+
+type Json = Readonly<Record<string, unknown>>;
+
+function isObject(value: unknown): value is Json {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** Calls `visit` for every member that is no object, depth first. */
+function eachLeaf(
+  value: Json,
+  visit: (key: string, value: unknown) => void,
+  prefix = "",
+): void {
+  for (const [name, member] of Object.entries(value)) {
+    if (isObject(member)) eachLeaf(member, visit, `${prefix}${name}.`);
+    else visit(`${prefix}${name}`, member);
+  }
+}
+
+/** Keys of the file that no field has. */
+function unknownKeys(raw: Json, known: Json, prefix = ""): string[] {
+  return Object.entries(raw).flatMap(([name, member]) => {
+    const expected = known[name];
+    if (expected === undefined) return [`${prefix}${name}`];
+    return isObject(expected) && isObject(member)
+      ? unknownKeys(member, expected, `${prefix}${name}.`)
+      : [];
+  });
+}
+
+/** Values that older keys decide, by the key that they end up in. */
+type Folded = Map<string, { from: string; value: unknown }>;
+
+/**
+ * Which older keys count: a group does only when its selector is not empty.
+ * `refillSize` and the log's rotation are the group's either way.
+ */
+function foldLegacy(config: ServiceConfig): Folded {
+  const folded: Folded = new Map();
+  const { cacheConfig, credentialConfig, logConfig } = config;
+  const put = (key: string, from: string, value: unknown) =>
+    folded.set(key, { from, value });
+  if (cacheConfig.cacheType === "") {
+    const type = config.cacheType === "" ? "file" : config.cacheType;
+    put("cacheConfig.cacheType", "cacheType", type);
+    put("cacheConfig.cacheDir", "registryCacheDir", config.registryCacheDir);
+    put(
+      "cacheConfig.cacheSizeGB",
+      "registryCacheSizeGB",
+      config.registryCacheSizeGB,
+    );
+  }
+  if (credentialConfig.mode === "") {
+    put("credentialConfig.mode", "credentialFilePath", "file");
+    put(
+      "credentialConfig.path",
+      "credentialFilePath",
+      config.credentialFilePath,
+    );
+  }
+  if (logConfig.logPath === "") {
+    put("logConfig.logPath", "logPath", config.logPath);
+    put("logConfig.logLevel", "logLevel", config.logLevel);
+  }
+  return folded;
+}
+
+/** The configuration with a value put at `key`, "group.member". */
+function withValue(
+  config: ServiceConfig,
+  key: string,
+  value: unknown,
+): ServiceConfig {
+  const [group = "", member = ""] = key.split(".");
+  const members = config[group];
+  return {
+    ...config,
+    [group]: { ...(isObject(members) ? members : {}), [member]: value },
+  };
+}
+
+function bend(config: ServiceConfig, warnings: string[]): ServiceConfig {
+  const { logRotateNum } = config.logConfig;
+  const files = Math.min(Math.max(logRotateNum, 1), MAX_LOG_FILES);
+  if (files !== logRotateNum) {
+    warnings.push(
+      `logConfig.logRotateNum: ${logRotateNum} is not 1..${MAX_LOG_FILES}: ` +
+        `${files} is used`,
+    );
+  }
+  const { mode, path } = config.credentialConfig;
+  if (!["file", "http", "https", "uds"].includes(mode)) {
+    warnings.push(
+      "credentialConfig.mode: invalid mode for authentication: " +
+        `"${mode}" is not file, http, https or uds: every request is anonymous`,
+    );
+  } else if (path === "") {
+    warnings.push(
+      "credentialConfig.path: empty authentication path: " +
+        "every request is anonymous",
+    );
+  }
+  return withValue(config, "logConfig.logRotateNum", files);
+}
+
+function refusal(
+  issue: z.core.$ZodIssue | undefined,
+  value: unknown,
+  path: string,
+): ConfigError {
+  const key = keyName(issue?.path ?? []);
+  const at = key === "" ? "the file" : key;
+  if (issue?.code === "custom") {
+    return new ConfigError(`cannot use ${path}: ${at}: ${issue.message}`);
+  }
+  const text = JSON.stringify(valueAt(value, issue?.path ?? [])) ?? "nothing";
+  const got = text.length > 60 ? `${text.slice(0, 57)}...` : text;
+  const expected = issue === undefined ? "an object" : expectation(issue);
+  return new ConfigError(
+    `cannot use ${path}: ${at}: got ${got}, expected ${expected}`,
+  );
+}
+
+/**
+ * Checks parsed JSON and works out what it means.
+ *
+ * @param value what `JSON.parse` gave
+ * @param path the file, for messages
+ * @throws {ConfigError} a wrong type or value: names the key
+ */
+export function parseServiceConfig(value: unknown, path: string): LoadedConfig {
+  const parsed = z.safeParse(serviceSchema, value);
+  if (!parsed.success) throw refusal(parsed.error.issues[0], value, path);
+  const raw = isObject(value) ? value : {};
+  const known = z.parse(serviceSchema, {});
+  const warnings = unknownKeys(raw, known)
+    .map((key) => `${path}: unknown key ${key} is ignored`);
+  const folded = foldLegacy(parsed.data);
+  let config = parsed.data;
+  for (const [key, { value }] of folded) {
+    config = withValue(config, key, value);
+  }
+  config = bend(config, warnings);
+  const given = new Set<string>();
+  eachLeaf(raw, (key) => given.add(key));
+  const settings: Setting[] = [];
+  eachLeaf(known, (key) => {
+    const older = folded.get(key)?.from;
+    const from = !given.has(older ?? key) ? "default" : older ?? "file";
+    settings.push({ key, value: valueAt(config, key.split(".")), from });
+  });
+  return { path, config, settings, warnings };
+}
 
 async function readText(path: string): Promise<string | undefined> {
   try {
@@ -36,14 +207,14 @@ async function readText(path: string): Promise<string | undefined> {
 }
 
 /**
- * Reads the service's configuration.
+ * Reads the service's configuration, and says where its values came from.
  *
  * @param path undefined: the default file, or defaults where that is missing
- * @throws {ConfigError} it cannot be read, is no JSON, or has a wrong type
+ * @throws {ConfigError} it cannot be read, is no JSON, or has a wrong value
  */
-export async function readServiceConfig(
+export async function loadServiceConfig(
   path: string | undefined,
-): Promise<ServiceConfig> {
+): Promise<LoadedConfig> {
   const name = path ?? DEFAULT_SERVICE_CONFIG;
   const text = await readText(name) ?? "{}";
   let value: unknown;
@@ -55,14 +226,16 @@ export async function readServiceConfig(
       { cause },
     );
   }
-  const parsed = z.safeParse(serviceSchema, value);
-  if (parsed.success) return parsed.data;
-  const [issue] = parsed.error.issues;
-  const key = issue?.path.map(String).join(".") ?? "";
-  const got = key === "" ? value : (value as Record<string, unknown>)[key];
-  throw new ConfigError(
-    `cannot use ${name}: ${key === "" ? "the file" : key}: got ${
-      JSON.stringify(got)
-    }, expected ${key === "" ? "an object" : "a whole number of at least 1"}`,
-  );
+  return parseServiceConfig(value, name);
+}
+
+/**
+ * Reads the service's configuration: older keys are folded into the groups.
+ *
+ * @throws {ConfigError} as {@link loadServiceConfig}
+ */
+export async function readServiceConfig(
+  path: string | undefined,
+): Promise<ServiceConfig> {
+  return (await loadServiceConfig(path)).config;
 }

@@ -96,12 +96,12 @@ Deno.test("the service config: defaults, others' keys, wrong types", async () =>
   };
   equal((await read("{}")).readDeadlineSeconds, 604_800);
   equal((await read('{"readDeadlineSeconds": 5}')).readDeadlineSeconds, 5);
-  equal((await read('{"logLevel": 1}'))["logLevel"], 1);
+  equal((await read('{"theirs": [1]}'))["theirs"], [1]);
   for (
     const [text, message] of [
       ["", /error parse global config json/],
-      ["[]", /the file: .*expected an object/],
-      ["null", /expected an object/],
+      ["[]", /the file: .*expected object/],
+      ["null", /expected object/],
       ['{"readDeadlineSeconds": 0}', /readDeadlineSeconds: got 0/],
       ['{"readDeadlineSeconds": "5"}', /got "5", expected a whole number/],
     ] as const

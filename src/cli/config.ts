@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * `config`: what the service's configuration means.
+ *
+ * @module
+ */
+import { loadServiceConfig } from "../service/config.ts";
+import { EXIT, UsageError } from "./exit.ts";
+import { printJson, stdoutPrinter } from "./print.ts";
+import type { Args } from "./table.ts";
+
+/** Runs `overlaybd config check|show [FILE] [--json]`. */
+export async function run(args: Args<"config">): Promise<number> {
+  if (args.action !== "check" && args.action !== "show") {
+    throw new UsageError(
+      EXIT.validation,
+      `action: ${args.action} is neither check nor show`,
+    );
+  }
+  const { path, settings, warnings } = await loadServiceConfig(args.file);
+  const shown = args.action === "show" ? { settings } : { path };
+  if (args.json) {
+    printJson({ ...shown, warnings });
+    return EXIT.ok;
+  }
+  for (const warning of warnings) console.error(`WARNING ${warning}`);
+  const out = stdoutPrinter();
+  if (args.action === "check") out.line(`${path} can be used`);
+  else {
+    for (const { key, value, from } of settings) {
+      out.line(`${key} = ${JSON.stringify(value)}  (${from})`);
+    }
+  }
+  out.flush();
+  return EXIT.ok;
+}

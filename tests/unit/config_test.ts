@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+// The service's configuration: spec/service-config.md, sections 3 and 8.
+import { deepStrictEqual as equal, throws } from "node:assert/strict";
+import { ConfigError } from "../../src/image/config.ts";
+import { parseServiceConfig } from "../../src/service/config.ts";
+import { ROOT, tempDir, tool } from "../lib/env.ts";
+
+const parse = (value: unknown) => parseServiceConfig(value, "o.json");
+
+function fromOf(value: unknown, key: string): [unknown, string] {
+  const found = parse(value).settings.find((setting) => setting.key === key);
+  return [found?.value, found?.from ?? "no such key"];
+}
+
+Deno.test("defaults are the original's", () => {
+  const { config, warnings } = parse({});
+  equal(warnings, []);
+  equal(config.cacheConfig, {
+    cacheType: "file",
+    cacheDir: "/opt/overlaybd/registry_cache",
+    cacheSizeGB: 4,
+    refillSize: 262144,
+    blockSize: 65536,
+  });
+  equal(config.gzipCacheConfig.refillSize, 1048576);
+  equal(config.credentialConfig.mode, "file");
+  equal(config.credentialConfig.path, "/opt/overlaybd/cred.json");
+  equal(config.logConfig.logPath, "/var/log/overlaybd.log");
+  equal(config.logConfig.logRotateNum, 3);
+  equal(config.exporterConfig.port, 9863);
+  equal(config.exporterConfig.address, "127.0.0.1");
+  equal(config.prefetchConfig.concurrency, 16);
+  equal(config.userAgent, "overlaybd/0.1.0");
+  equal(config.writeCache, true);
+  equal(parse({ cacheConfig: {}, logConfig: {}, download: {} }).config, config);
+});
+
+Deno.test("older keys count unless their group's selector is not empty", () => {
+  const legacy = {
+    logLevel: 2,
+    logPath: "/l",
+    registryCacheDir: "/c",
+    registryCacheSizeGB: 9,
+    credentialFilePath: "/k",
+    cacheType: "download",
+  };
+  const { config } = parse({
+    ...legacy,
+    cacheConfig: { cacheDir: "/unused", refillSize: 65536 },
+    logConfig: { logLevel: 0, logSizeMB: 7 },
+    credentialConfig: { path: "/unused", timeout: 5 },
+  });
+  equal(config.cacheConfig.cacheType, "download");
+  equal(config.cacheConfig.cacheDir, "/c");
+  equal(config.cacheConfig.cacheSizeGB, 9);
+  equal(config.cacheConfig.refillSize, 65536);
+  equal(config.credentialConfig.path, "/k");
+  equal(config.credentialConfig.timeout, 5);
+  equal([config.logConfig.logPath, config.logConfig.logLevel], ["/l", 2]);
+  equal(config.logConfig.logSizeMB, 7);
+
+  const both = parse({
+    ...legacy,
+    cacheConfig: { cacheType: "file" },
+    logConfig: { logPath: "/new" },
+    credentialConfig: { mode: "uds" },
+  });
+  equal(both.config.cacheConfig.cacheDir, "/opt/overlaybd/registry_cache");
+  equal(both.config.cacheConfig.cacheSizeGB, 4);
+  equal(both.config.logConfig.logLevel, 1);
+  equal(both.config.credentialConfig.path, "");
+});
+
+Deno.test("an empty logPath stays empty", () => {
+  equal(parse({ logPath: "" }).config.logConfig.logPath, "");
+});
+
+Deno.test("each value says where it came from", () => {
+  equal(fromOf({ ioEngine: 1 }, "ioEngine"), [1, "file"]);
+  equal(fromOf({}, "ioEngine"), [0, "default"]);
+  const dir = "cacheConfig.cacheDir";
+  equal(fromOf({ registryCacheDir: "/c" }, dir), ["/c", "registryCacheDir"]);
+  equal(fromOf({ cacheConfig: { cacheDir: "/c" } }, dir), [
+    "/opt/overlaybd/registry_cache",
+    "default",
+  ]);
+  equal(
+    fromOf({ cacheConfig: { cacheType: "file", cacheDir: "/c" } }, dir),
+    ["/c", "file"],
+  );
+});
+
+Deno.test("wrong values are refused by name", () => {
+  const texts: [unknown, string][] = [
+    [
+      { cacheConfig: { refillSize: 3000 } },
+      "cacheConfig.refillSize: 3000 is not a power of two multiple of 4096",
+    ],
+    [
+      { cacheConfig: { refillSize: 0 } },
+      "cacheConfig.refillSize: 0 is not a power of two multiple of 4096",
+    ],
+    [
+      { cacheConfig: { refillSize: 12288 } },
+      "cacheConfig.refillSize: 12288 is not a power of two multiple of 4096",
+    ],
+    [
+      { cacheConfig: { blockSize: 3 } },
+      "cacheConfig.blockSize: 3 is not 4096, 8192, 16384, 32768 or 65536",
+    ],
+    [
+      { cacheConfig: { cacheType: "x" } },
+      "cacheConfig.cacheType: unknown cache type: x",
+    ],
+    [{ cacheConfig: null }, "cacheConfig: got null, expected object"],
+    [
+      { cacheConfig: { cacheSizeGB: -1 } },
+      "cacheConfig.cacheSizeGB: got -1, expected a number of at least 0",
+    ],
+    [{ ioEngine: 3 }, "ioEngine: unknown io_engine: 3"],
+    [{ enableAudit: "yes" }, 'enableAudit: got "yes", expected boolean'],
+    [
+      { exporterConfig: { port: 1.5 } },
+      "exporterConfig.port: got 1.5, expected a whole number",
+    ],
+    [[], "the file: got [], expected object"],
+  ];
+  for (const [value, text] of texts) {
+    throws(() => parse(value), (error) => {
+      equal(
+        error instanceof ConfigError && error.message,
+        `cannot use o.json: ${text}`,
+      );
+      return true;
+    });
+  }
+  for (const refillSize of [4096, 65536]) {
+    equal(
+      parse({ cacheConfig: { refillSize } }).config.cacheConfig.refillSize,
+      refillSize,
+    );
+  }
+  equal(parse({ registryFsVersion: "V2" }).warnings, []);
+});
+
+Deno.test("unknown keys and bent values are collected", () => {
+  const { warnings, config } = parse({
+    trace: 1,
+    cacheConfig: { size: 2, cacheSizeGB: 0 },
+    logConfig: { logRotateNum: 31, logSizeMB: 4096 },
+    credentialConfig: { mode: "ldap" },
+  });
+  equal(warnings, [
+    "o.json: unknown key trace is ignored",
+    "o.json: unknown key cacheConfig.size is ignored",
+    "logConfig.logRotateNum: 31 is not 1..30: 30 is used",
+    'credentialConfig.mode: invalid mode for authentication: "ldap" is not ' +
+    "file, http, https or uds: every request is anonymous",
+  ]);
+  equal(config.logConfig.logRotateNum, 30);
+  equal(config.logConfig.logSizeMB, 4096);
+  equal(
+    parse({ logConfig: { logRotateNum: -1 } }).config.logConfig.logRotateNum,
+    1,
+  );
+});
+
+Deno.test("the packaged overlaybd.json has no warnings", () => {
+  const text = Deno.readTextFileSync(`${ROOT}/etc/overlaybd.json`);
+  equal(parse(JSON.parse(text)).warnings, []);
+});
+
+Deno.test("config check and config show", async () => {
+  using dir = tempDir();
+  const path = dir.file("o.json");
+  Deno.writeTextFileSync(path, '{"registryCacheDir": "/c", "odd": 1}');
+  const shown = await tool("overlaybd", ["config", "show", path]);
+  equal(shown.code, 0);
+  equal(
+    shown.stdout.match(/^cacheConfig.cacheDir.*$/m)?.[0],
+    'cacheConfig.cacheDir = "/c"  (registryCacheDir)',
+  );
+  equal(shown.stderr, `WARNING ${path}: unknown key odd is ignored\n`);
+  const json = JSON.parse(
+    (await tool("overlaybd", ["config", "show", path, "--json"])).stdout,
+  );
+  equal(json.settings.length > 50, true);
+  equal(
+    (await tool("overlaybd", ["config", "check", path])).stdout,
+    `${path} can be used\n`,
+  );
+  Deno.writeTextFileSync(path, '{"ioEngine": 3}');
+  const refused = await tool("overlaybd", ["config", "check", path]);
+  equal([refused.code, refused.stdout], [255, ""]);
+  equal(
+    refused.stderr,
+    `overlaybd config: cannot use ${path}: ioEngine: unknown io_engine: 3\n`,
+  );
+  equal((await tool("overlaybd", ["config", "look"])).code, 105);
+});
