@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The audit file: what was read from where, and how long it took
+ * (spec/service-config.md, section 5).
+ *
+ * @module
+ */
+import type { ServiceConfig } from "./config_schema.ts";
+import { openLineFile } from "./line_file.ts";
+import { type Logger, nowMs, THREAD, timeText, withoutSecrets } from "./log.ts";
+
+/** Operations, and the latency in us below which they are left out. */
+const THRESHOLD_US = {
+  download: 0,
+  bk_download: 0,
+  "file:pread": 10_000,
+  "file:read": 1_000,
+  "file:write": 10_000,
+} as const;
+
+/** One operation. */
+export interface Audited {
+  op: keyof typeof THRESHOLD_US;
+  /** as opened; empty for reads of the cache's medium */
+  pathname: string;
+  /** bytes */
+  offset: number;
+  /** bytes returned, asked for by file:pread; -1 after a failure */
+  size: number;
+  latencyUs: number;
+}
+
+/** What an eviction pass did, in bytes. */
+export interface Eviction {
+  actualEvict: number;
+  evictByCache: number;
+  evictByDisk: number;
+  totalUsed: number;
+}
+
+/** Takes note; never throws. */
+export interface Audit extends Disposable {
+  record(done: Audited): void;
+  eviction(done: Eviction): void;
+}
+
+const LIMIT_BYTES = 10 * 2 ** 20;
+const FILES = 3;
+
+const NO_AUDIT: Audit = {
+  record() {},
+  eviction() {},
+  [Symbol.dispose]() {},
+};
+
+/** What stands behind `th=...|`. */
+function line(op: string, members: Readonly<Record<string, unknown>>): string {
+  const text = Object.entries(members)
+    .map(([name, value]) => `[${name}=${value}]`).join("");
+  return `${timeText(nowMs())}|AUDIT|${THREAD}|${op}${text}`;
+}
+
+/** A name on one line, its query left out: it may be a signature. */
+function safeName(name: string): string {
+  return withoutSecrets(name).replace(/[\p{Cc}\u2028\u2029]/gu, "?");
+}
+
+/**
+ * Opens the audit file that the configuration asks for.  Where that cannot
+ * be had the service goes on without, and the log says so.
+ */
+export function openAudit(
+  config: Pick<ServiceConfig, "enableAudit" | "auditPath">,
+  log: Logger,
+): Audit {
+  const { enableAudit, auditPath } = config;
+  if (!enableAudit) return NO_AUDIT;
+  if (auditPath === "") {
+    log.warn("no audit file: auditPath is empty");
+    return NO_AUDIT;
+  }
+  try {
+    const file = openLineFile(auditPath, {
+      limitBytes: LIMIT_BYTES,
+      files: FILES,
+      onTrouble: (text) => log.warn(text),
+    });
+    return {
+      record({ op, pathname, offset, size, latencyUs }) {
+        if (latencyUs < THRESHOLD_US[op]) return;
+        file.write(line(op, {
+          pathname: safeName(pathname),
+          offset,
+          size,
+          latency: Math.trunc(latencyUs),
+        }));
+      },
+      eviction: (done) => {
+        const { actualEvict, evictByCache, evictByDisk, totalUsed } = done;
+        file.write(
+          line("eviction", {
+            actualEvict,
+            evictByCache,
+            evictByDisk,
+            totalUsed,
+          }),
+        );
+      },
+      [Symbol.dispose]: () => file[Symbol.dispose](),
+    };
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    log.warn(`no audit file: cannot open ${auditPath}: ${why}`);
+    return NO_AUDIT;
+  }
+}
