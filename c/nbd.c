@@ -18,6 +18,8 @@
 #define NO_ZEROES 2u
 #define CLASS_SHIFT 12                       /* 4 KiB */
 #define CACHE_BYTES (1u << 20)               /* free data areas kept */
+/* A client that has replies to work on does so while we do. */
+#define SEND_EARLY (64u << 10)
 #define SEND_IOVS 128
 #define TURNS 4              /* reads of one connection before the next's */
 
@@ -107,6 +109,7 @@ void nbd_queue(struct nbd_slot *slot)
 	slot->next = NULL;
 	*conn->out_tail = slot;
 	conn->out_tail = &slot->next;
+	conn->unsent += slot->head_bytes + slot->data_bytes;
 }
 
 static void drop_output(struct nbd_conn *conn)
@@ -171,6 +174,7 @@ void nbd_send(struct nbd_conn *conn)
 	struct msghdr msg = { .msg_iov = iov };
 	ssize_t sent;
 
+	conn->unsent = 0;
 	while (conn->out) {
 		msg.msg_iovlen = fill_iovs(conn, iov);
 		sent = sendmsg(conn->watch.fd, &msg,
@@ -376,6 +380,8 @@ static int consume(struct nbd_conn *conn)
 			rc = nbd_negotiate(conn);
 		} else {
 			rc = nbd_transmit(conn);
+			if (conn->unsent >= SEND_EARLY)
+				nbd_send(conn);
 		}
 	}
 	return rc;

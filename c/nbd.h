@@ -83,6 +83,7 @@ struct nbd_conn {
 
 	struct nbd_slot *out, **out_tail;
 	uint64_t out_sent;           /* bytes of the first one sent */
+	uint64_t unsent;             /* queued since nbd_send() */
 	uint32_t slots, running;     /* in use; submitted and not ended */
 	uint64_t bytes;              /* data areas in use */
 	bool stalled;                /* input waits for free slots */
