@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * How SCSI commands end (spec/tcmu.md, section 5).
+ *
+ * @module
+ */
+
+/** SAM status codes. */
+export const STATUS = {
+  good: 0x00,
+  checkCondition: 0x02,
+  busy: 0x08,
+} as const;
+
+/** Sense key << 16 | additional code << 8 | its qualifier. */
+export const SENSE = {
+  invalidOpcode: 0x052000,
+  outOfRange: 0x052100,
+  invalidCdbField: 0x052400,
+  invalidListField: 0x052600,
+  listLength: 0x051a00,
+} as const;
+
+/** The answer to a command: status, sense for CHECK CONDITION, data. */
+export interface ScsiAnswer {
+  status: number;
+  sense?: Uint8Array<ArrayBuffer>;
+  data?: Uint8Array<ArrayBuffer>;
+}
+
+/** Fixed-format sense data of 18 bytes. */
+export function senseData(code: number): Uint8Array<ArrayBuffer> {
+  const sense = new Uint8Array(18);
+  sense[0] = 0x70;
+  sense[2] = code >> 16;
+  sense[7] = 10;
+  sense[12] = code >> 8;
+  sense[13] = code;
+  return sense;
+}
+
+/** GOOD, with what the initiator asked for. */
+export function good(data?: Uint8Array<ArrayBuffer>): ScsiAnswer {
+  return { status: STATUS.good, ...(data === undefined ? {} : { data }) };
+}
+
+/** CHECK CONDITION. */
+export function refuse(code: number): ScsiAnswer {
+  return { status: STATUS.checkCondition, sense: senseData(code) };
+}
