@@ -108,7 +108,8 @@ export function replyEvent(
   errno: number,
 ): void {
   check(
-    lib.obd_netlink_reply(COMMANDS.indexOf(command) + 1, deviceId, -errno),
+    // Not -errno: a negative zero is no integer to the FFI.
+    lib.obd_netlink_reply(COMMANDS.indexOf(command) + 1, deviceId, 0 - errno),
     "cannot answer the kernel",
   );
 }
