@@ -12,7 +12,10 @@ import {
 import { type ImageConfig, readImageConfig } from "../image/config.ts";
 import { ImageError, type OpenImage, openImage } from "../image/image.ts";
 import { fullPath } from "../layer/files.ts";
+import { createRangeClient } from "../source/range.ts";
+import { createSources, type SourceSet } from "../source/sources.ts";
 import type { ServiceConfig } from "./config.ts";
+import type { Exporter } from "./exporter.ts";
 import { type Log, writeResult } from "./result.ts";
 
 /** One image to serve. */
@@ -36,6 +39,23 @@ export interface ServeOptions {
   log: Log;
   /** called once, when clients can connect */
   onReady: (uri: string) => void;
+}
+
+/** The metrics' endpoint, where the configuration asks for it. */
+async function openExporter(
+  images: readonly Served[],
+  { service, log }: ServeOptions,
+): Promise<Exporter | undefined> {
+  if (!service.exporterConfig.enable) return undefined;
+  const { startExporter } = await import("./exporter.ts");
+  const { createMeter } = await import("./metrics.ts");
+  const exporter = startExporter(service.exporterConfig, {
+    meters: { pread: createMeter(), download: createMeter() },
+    devices: () =>
+      images.map(({ name, image: { device } }) => ({ name, device })),
+  });
+  log(`metrics at ${exporter.url}`);
+  return exporter;
 }
 
 /** How long requests may take to end when the service ends. */
@@ -67,11 +87,13 @@ interface Served extends ServedConfig {
 async function openOne(
   served: ServedConfig,
   options: ServeOptions,
+  sources: SourceSet,
 ): Promise<Served> {
   const config = await readImageConfig(served.path);
   try {
     const image = await openImage(config, {
       deadlineMs: options.service.readDeadlineSeconds * 1000,
+      sources,
     });
     for (const warning of image.stack.warnings) {
       options.log(`WARNING ${warning}`);
@@ -150,15 +172,28 @@ function ended(signal: AbortSignal): Promise<void> {
  */
 export async function serve(options: ServeOptions): Promise<void> {
   refuseDuplicates(options.images);
+  const { cacheConfig, userAgent } = options.service;
+  using client = createRangeClient({ userAgent });
+  using sources = createSources({
+    openBlob: client.openBlob,
+    cacheDir: cacheConfig.cacheDir,
+    refillSize: cacheConfig.refillSize,
+    log: options.log,
+  });
   const images: Served[] = [];
   try {
     for (const served of options.images) {
-      images.push(await openOne(served, options));
+      images.push(await openOne(served, options, sources));
     }
-    const server = await startServer(images, options);
-    options.onReady(server.uri);
-    await ended(options.signal);
-    await server.close(GRACE_MS);
+    const exporter = await openExporter(images, options);
+    try {
+      const server = await startServer(images, options);
+      options.onReady(server.uri);
+      await ended(options.signal);
+      await server.close(GRACE_MS);
+    } finally {
+      await exporter?.close();
+    }
   } catch (error) {
     // What went wrong first counts; closing has logged its own failures.
     await closeAll(images, options.log).catch(() => {});
