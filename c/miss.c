@@ -293,8 +293,8 @@ uint32_t obd_source_want(struct obd_source *src, uint64_t at, uint64_t n,
 	    !obd_source_stored(src, at, n, &cache, &stored_at, &stored_n))
 		return 0;
 	u = cache->units;
-	if (!stored_n || stored_at > cache->size ||
-	    stored_n > cache->size - stored_at ||
+	if (!stored_n || stored_at - cache->base > cache->size ||
+	    stored_n > cache->size - (stored_at - cache->base) ||
 	    obd_units_present(u, stored_at, stored_n))
 		return 0;
 	last = (stored_at + stored_n - 1) >> u->shift;
@@ -551,6 +551,7 @@ void obd_miss_spoil(struct obd_source *cache, uint64_t at, uint64_t n)
 
 	if (!n || at >= cache->size)
 		return;
+	at += cache->base;
 	last = (at + n - 1) >> u->shift;
 	pthread_mutex_lock(&lock);
 	for (i = at >> u->shift; i <= last && i < u->count; i++)

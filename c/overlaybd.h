@@ -105,6 +105,8 @@ OBD_API int64_t obd_io_seek(int32_t fd, uint64_t at, int32_t whence);
 OBD_API int64_t obd_io_size(int32_t fd);
 /* flock(2): operation as the kernel's LOCK_*; -EWOULDBLOCK when held. */
 OBD_API int32_t obd_io_flock(int32_t fd, int32_t operation);
+/* dup3(2): descriptor fd is from now on the file of with, at once. */
+OBD_API int32_t obd_io_replace(int32_t fd, int32_t with);
 /* Gives an O_TMPFILE descriptor a name; never replaces (-EEXIST). */
 OBD_API int32_t obd_io_link(int32_t fd, const char *path);
 OBD_API int32_t obd_io_rename(const char *from, const char *to);
@@ -148,6 +150,13 @@ OBD_API int32_t obd_source_file(int32_t fd, uint64_t base, uint64_t size,
  * power of two >= 4096.  id is reported in every miss. */
 OBD_API int32_t obd_source_cache(int32_t fd, uint64_t size, uint32_t unit,
 				 uint64_t id, struct obd_source **out);
+
+/* Shows bytes [base, base + size) of a cache source alone, as [0, size): a
+ * blob out of its tar wrapper.  Units stay those of the whole blob.  Call
+ * it before the source is used by a view or a ZFile; again only with the
+ * same values. */
+OBD_API int32_t obd_source_window(struct obd_source *cache, uint64_t base,
+				  uint64_t size);
 
 /* What ZFile's header or trailer says, checked by the caller (TypeScript)
  * except for what the fields below are bound to. 48 bytes. */

@@ -194,7 +194,24 @@ bool obd_source_stored(struct obd_source *src, uint64_t at, uint64_t n,
 		src = src->inner;
 	}
 	*cache = src;
-	return src->kind == SRC_CACHE;
+	if (src->kind != SRC_CACHE)
+		return false;
+	*stored_at += src->base;
+	return true;
+}
+
+int32_t obd_source_window(struct obd_source *cache, uint64_t base,
+			  uint64_t size)
+{
+	uint64_t end = cache->base + cache->size;
+
+	if (cache->kind != SRC_CACHE || base > end || size > end - base)
+		return -EINVAL;
+	if (cache->base != base || cache->size != size) {
+		cache->base = base;
+		cache->size = size;
+	}
+	return 0;
 }
 
 /* ---- reading ----------------------------------------------------------- */
@@ -235,7 +252,7 @@ static int read_cache(struct obd_source *src, void *buf, uint64_t n,
 	uint64_t losses = atomic_load(&u->losses);
 	int err;
 
-	if (!obd_units_present(u, at, n))
+	if (!obd_units_present(u, src->base + at, n))
 		return -ENODATA;
 	err = read_fd(src, buf, n, at, how);
 	if (err)

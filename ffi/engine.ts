@@ -356,7 +356,7 @@ export function fill(
   errno = 0,
 ): void {
   check(
-    lib.obd_source_fill(cache.pointer, u64(first), u64(count), -errno),
+    lib.obd_source_fill(cache.pointer, u64(first), u64(count), 0 - errno),
     `cannot fill units ${first}+${count}`,
   );
 }

@@ -130,6 +130,13 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_io_replace: {
+    parameters: [
+      "i32", // int32_t fd
+      "i32", // int32_t with
+    ],
+    result: "i32",
+  },
   obd_io_link: {
     parameters: [
       "i32", // int32_t fd
@@ -209,6 +216,14 @@ export const symbols = {
       "u32", // uint32_t unit
       "u64", // uint64_t id
       "buffer", // struct obd_source **out
+    ],
+    result: "i32",
+  },
+  obd_source_window: {
+    parameters: [
+      "pointer", // struct obd_source *cache
+      "u64", // uint64_t base
+      "u64", // uint64_t size
     ],
     result: "i32",
   },

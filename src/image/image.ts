@@ -17,8 +17,10 @@ import {
 } from "../../ffi/engine.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { fileInfo } from "../layer/files.ts";
-import { type OpenLayer, openLayer } from "../layer/open.ts";
+import { type OpenLayer, openLayer, openRemoteLayer } from "../layer/open.ts";
 import { type OpenUpper, openUpper } from "../layer/upper.ts";
+import { SourceError } from "../source/source.ts";
+import type { SourceSet } from "../source/sources.ts";
 import { type ImageConfig, type LowerConfig } from "./config.ts";
 
 /** Read-only layers in one image at most (spec/lsmt.md, section 12). */
@@ -71,6 +73,8 @@ export interface OpenImageOptions {
   readonly?: boolean;
   /** how long one request may wait for absent data */
   deadlineMs?: number;
+  /** where remote lowers come from; without it there are none */
+  sources?: SourceSet | undefined;
 }
 
 function reason(error: unknown): string {
@@ -119,10 +123,51 @@ function missingLocal(lower: LowerConfig, config: ImageConfig): ImageError {
   );
 }
 
+/** The message that the result file has for each cause. */
+const REMOTE_TEXT: Readonly<Record<string, string>> = {
+  EACCES: "Authentication failed",
+  ENOTCONN: "Connection failed",
+  ETIMEDOUT: "Get meta timedout",
+  ENOENT: "No such file or directory",
+  EBUSY: "Too many requests",
+  EIO: "Unexpected response",
+};
+
+/** A blob whose head or indexes are wrong is fetched again this often. */
+const REMOTE_TRIES = 3;
+
+/** Opens a lower from its registry, through the cache. */
+async function openRemote(
+  lower: LowerConfig,
+  config: ImageConfig,
+  sources: SourceSet,
+): Promise<OpenLayer> {
+  const url = `${config.repoBlobUrl.replace(/\/?$/, "/")}${lower.digest}`;
+  try {
+    using blob = await sources.open(url);
+    for (let left = REMOTE_TRIES;;) {
+      try {
+        return await openRemoteLayer(await sources.open(url));
+      } catch (cause) {
+        if (cause instanceof SourceError || --left === 0) throw cause;
+        blob.forget();
+      }
+    }
+  } catch (cause) {
+    const text = cause instanceof SourceError
+      ? `failed to open remote file as tar file /${url}: ${
+        REMOTE_TEXT[cause.code] ?? cause.code
+      }`
+      : `failed to open switch file /${url}`;
+    throw new ImageError(reason(cause), text, { cause });
+  }
+}
+
 async function openLower(
   lower: LowerConfig,
   position: number,
   config: ImageConfig,
+  sources: SourceSet | undefined,
 ): Promise<OpenLayer> {
   const fail = (error: ImageError) =>
     new ImageError(
@@ -140,21 +185,40 @@ async function openLower(
       ),
     );
   }
+  const remote = sources !== undefined && lower.digest !== "" &&
+      config.repoBlobUrl !== ""
+    ? async () => {
+      try {
+        return await openRemote(lower, config, sources);
+      } catch (error) {
+        throw error instanceof ImageError ? fail(error) : error;
+      }
+    }
+    : undefined;
   const path = localFile(lower);
-  if (path === undefined) throw fail(missingLocal(lower, config));
+  if (path === undefined) {
+    if (remote !== undefined) return await remote();
+    throw fail(missingLocal(lower, config));
+  }
   try {
     return await openLayer(path);
   } catch (cause) {
-    throw new ImageError(
+    const local = new ImageError(
       `cannot open lowers[${position}]: ${reason(cause)}`,
       `failed to open local file ${path}`,
       { cause },
     );
+    if (remote === undefined) throw local;
+    // The first failure is the one that is told.
+    return await remote().catch(() => Promise.reject(local));
   }
 }
 
 /** Opens every lower, 32 at a time; all or none. */
-async function openLowers(config: ImageConfig): Promise<OpenLayer[]> {
+async function openLowers(
+  config: ImageConfig,
+  sources: SourceSet | undefined,
+): Promise<OpenLayer[]> {
   if (config.lowers.length > MAX_LOWERS) {
     throw new ImageError(
       `cannot stack ${config.lowers.length} lowers: at most ${MAX_LOWERS}`,
@@ -164,7 +228,7 @@ async function openLowers(config: ImageConfig): Promise<OpenLayer[]> {
   const limit = pLimit(OPEN_CONCURRENCY);
   const results = await Promise.allSettled(
     config.lowers.map((lower, position) =>
-      limit(() => openLower(lower, position, config))
+      limit(() => openLower(lower, position, config, sources))
     ),
   );
   const layers: OpenLayer[] = [];
@@ -229,7 +293,7 @@ async function openConfiguredUpper(
  */
 export async function openStack(
   config: ImageConfig,
-  options: { readonly?: boolean } = {},
+  options: { readonly?: boolean; sources?: SourceSet | undefined } = {},
 ): Promise<OpenStack> {
   if (config.lowers.length === 0 && !hasUpper(config)) {
     throw new ImageError(
@@ -237,7 +301,7 @@ export async function openStack(
       "failed to create overlaybd device",
     );
   }
-  const lowers = await openLowers(config);
+  const lowers = await openLowers(config, options.sources);
   const closeLowers = () => {
     for (const layer of lowers) layer.close();
   };
@@ -305,6 +369,7 @@ export async function openImage(
 ): Promise<OpenImage> {
   const stack = await openStack(config, {
     readonly: options.readonly ?? false,
+    sources: options.sources,
   });
   let device: Device;
   try {

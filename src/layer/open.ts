@@ -18,9 +18,11 @@ import {
   openFd,
   preadFd,
   readSource,
+  RECORD_SIZE,
   sizeOfFd,
   type Source,
   sourceSize,
+  zfileBlock,
   type ZfileInfo,
   zfileSource,
 } from "../../ffi/engine.ts";
@@ -53,6 +55,27 @@ export interface ZfileBlocks {
   final: ZfileBlock;
   /** bytes, out of the tar wrapper */
   size: number;
+}
+
+/** Waits until bytes [at, at + length) can be read. */
+type Need = (at: number, length: number) => Promise<void>;
+
+const atOnce: Need = () => Promise.resolve();
+
+/** A blob that is fetched as it is read. */
+export interface RemoteFile {
+  /** for messages */
+  readonly name: string;
+  /** bytes of the blob */
+  readonly size: number;
+  readonly source: Source;
+  /** its tar wrapper, once somebody has found it */
+  tar: TarPayload | undefined;
+  /** from now on `source` shows this part alone */
+  window(base: number, size: number): void;
+  /** Waits until a range of the whole blob is here. */
+  need: Need;
+  close(): void;
 }
 
 /** A file without its wrappers. */
@@ -119,7 +142,13 @@ class EngineLayerError extends EngineError {
 }
 
 /** Reads exactly n bytes. */
-function readAll(source: Source, n: number, at: number): Bytes {
+async function readAll(
+  source: Source,
+  n: number,
+  at: number,
+  need: Need,
+): Promise<Bytes> {
+  await need(at, n);
   const bytes = new Uint8Array(n);
   const got = readSource(source, bytes, at);
   if (got !== n) {
@@ -146,15 +175,19 @@ function jumpTableReason(error: unknown): unknown {
 /** Reads the blocks of a ZFile and opens what it holds. */
 async function openZfile(
   stored: Source,
+  need: Need,
 ): Promise<{ blocks: ZfileBlocks; source: Source }> {
   const size = sourceSize(stored);
-  const header = parseZfileHeader(readAll(stored, ZFILE_BLOCK, 0), crc32c);
+  const header = parseZfileHeader(
+    await readAll(stored, ZFILE_BLOCK, 0, need),
+    crc32c,
+  );
   const final = (header.flags & ZFLAG.headerOverwritten) !== 0n;
   if (!final && size < 2 * ZFILE_BLOCK) {
     throw new FormatError(`the ZFile has ${size} bytes, it ends early`);
   }
   const trailer = final ? undefined : parseZfileTrailer(
-    readAll(stored, ZFILE_BLOCK, size - ZFILE_BLOCK),
+    await readAll(stored, ZFILE_BLOCK, size - ZFILE_BLOCK, need),
     size,
     crc32c,
   );
@@ -170,6 +203,11 @@ async function openZfile(
     indexCrc: (block.flags & ZFLAG.digest) !== 0n ? block.indexCrc : undefined,
     dictSize: block.dictSize,
   };
+  const JUMP_ENTRY = 4;
+  await need(
+    Number(block.indexOffset),
+    Number(block.indexSize) * JUMP_ENTRY,
+  );
   try {
     const source = await zfileSource(stored, info);
     return { blocks: { header, trailer, final: block, size }, source };
@@ -178,58 +216,119 @@ async function openZfile(
   }
 }
 
+/** What is left of a file without its tar wrapper. */
+interface Payload {
+  fileSize: number;
+  tar: TarPayload | undefined;
+  stored: Source;
+  /** offsets as in `stored` */
+  need: Need;
+  close(): void;
+}
+
+function checkPayload(tar: TarPayload | undefined, fileSize: number): void {
+  const end = (tar?.at ?? 0) + (tar?.size ?? fileSize);
+  if (end > fileSize) {
+    throw new FormatError(
+      `its tar header says that it ends at ${end}, ` +
+        `the file ends at ${fileSize}`,
+    );
+  }
+}
+
 /** Takes a file out of its tar wrapper; the descriptor goes with the source. */
-function openPayload(
-  path: string,
-  raw: boolean,
-): { fileSize: number; tar: TarPayload | undefined; stored: Source } {
+function openPayload(path: string, raw: boolean): Payload {
   const fd = openFd(path, O.RDONLY);
   try {
     const fileSize = sizeOfFd(fd);
     const head = new Uint8Array(TAR_PROBE);
     const got = preadFd(fd, head, 0);
     const tar = raw ? undefined : probeTar(head.subarray(0, got));
-    const at = tar?.at ?? 0;
-    const size = tar?.size ?? fileSize;
-    if (at + size > fileSize) {
-      throw new FormatError(
-        `its tar header says that it ends at ${at + size}, ` +
-          `the file ends at ${fileSize}`,
-      );
-    }
-    return { fileSize, tar, stored: fileSource(fd, at, size) };
+    checkPayload(tar, fileSize);
+    const stored = fileSource(fd, tar?.at ?? 0, tar?.size ?? fileSize);
+    const close = () => stored.close();
+    return { fileSize, tar, stored, need: atOnce, close };
   } catch (error) {
     closeFd(fd);
     throw error;
   }
 }
 
-/** Opens a file out of tar and ZFile, whatever is inside. */
-async function unwrap(path: string, raw: boolean): Promise<Unwrapped> {
-  const { fileSize, tar, stored } = openPayload(path, raw);
+/** Bytes at a blob's end that are likely to be needed: indexes, trailers. */
+const TAIL = 256 * 1024;
+
+/** The same for a blob; head and tail are fetched at once. */
+async function remotePayload(file: RemoteFile): Promise<Payload> {
+  const { size: fileSize, source: stored } = file;
+  const tail = Math.min(TAIL, fileSize);
+  await Promise.all([
+    file.need(0, Math.min(TAR_PROBE + ZFILE_BLOCK, fileSize)),
+    file.need(fileSize - tail, tail),
+  ]);
+  const head = new Uint8Array(TAR_PROBE);
+  // Somebody who opened it before may have taken it out of its wrapper.
+  const whole = sourceSize(stored) === fileSize;
+  const tar = whole
+    ? probeTar(head.subarray(0, readSource(stored, head, 0)))
+    : file.tar;
+  checkPayload(tar, fileSize);
+  if (tar !== undefined && whole) {
+    file.window(tar.at, tar.size);
+    file.tar = tar;
+  }
+  const base = tar?.at ?? 0;
+  return {
+    fileSize,
+    tar,
+    stored,
+    need: (at, length) => file.need(base + at, length),
+    close: file.close,
+  };
+}
+
+/** Where a range of a ZFile's content is stored. */
+function needStored(zfile: Source, blockSize: number, need: Need): Need {
+  return async (at, length) => {
+    if (length <= 0) return;
+    const first = zfileBlock(zfile, Math.floor(at / blockSize));
+    const last = zfileBlock(zfile, Math.floor((at + length - 1) / blockSize));
+    await need(first.at, last.at + last.length - first.at);
+  };
+}
+
+/** Opens a file out of its ZFile, whatever is inside. */
+async function unwrap(
+  path: string,
+  payload: Payload,
+  raw: boolean,
+): Promise<Unwrapped & { need: Need }> {
+  const { fileSize, tar, stored, need } = payload;
   try {
     const size = sourceSize(stored);
-    const head = readAll(stored, Math.min(ZFILE_BLOCK, size), 0);
+    const head = await readAll(stored, Math.min(ZFILE_BLOCK, size), 0, need);
     if (raw || !isZfile(head)) {
-      const close = () => stored.close();
-      return {
-        path,
-        fileSize,
-        tar,
-        zfile: undefined,
-        source: stored,
-        stored,
-        close,
-      };
+      const { close } = payload;
+      const zfile = undefined;
+      const source = stored;
+      return { path, fileSize, tar, zfile, source, stored, need, close };
     }
-    const { blocks, source } = await openZfile(stored);
+    const { blocks, source } = await openZfile(stored, need);
     const close = () => {
       source.close();
-      stored.close();
+      payload.close();
     };
-    return { path, fileSize, tar, zfile: blocks, source, stored, close };
+    return {
+      path,
+      fileSize,
+      tar,
+      zfile: blocks,
+      source,
+      stored,
+      need: needStored(source, blocks.final.blockSize, need),
+      close,
+    };
   } catch (error) {
-    stored.close();
+    payload.close();
     throw error;
   }
 }
@@ -241,24 +340,32 @@ async function unwrap(path: string, raw: boolean): Promise<Unwrapped> {
  */
 export async function unwrapFile(path: string): Promise<Unwrapped> {
   try {
-    return await unwrap(path, false);
+    return await unwrap(path, openPayload(path, false), false);
   } catch (error) {
     return fail(path, error);
   }
 }
 
 /** Reads header, trailer and index of what is inside. */
-async function openLsmt(file: Unwrapped): Promise<OpenLayer> {
+async function openLsmt(
+  { need, ...file }: Unwrapped & { need: Need },
+): Promise<OpenLayer> {
   const size = sourceSize(file.source);
   if (size < 2 * BLOCK_SIZE) {
     throw new FormatError(
       `it has ${size} bytes, a layer at least ${2 * BLOCK_SIZE}`,
     );
   }
-  const header = parseLsmtHeader(readAll(file.source, BLOCK_SIZE, 0));
+  const header = parseLsmtHeader(
+    await readAll(file.source, BLOCK_SIZE, 0, need),
+  );
   const trailer = parseLsmtTrailer(
-    readAll(file.source, BLOCK_SIZE, size - BLOCK_SIZE),
+    await readAll(file.source, BLOCK_SIZE, size - BLOCK_SIZE, need),
     size,
+  );
+  await need(
+    Number(trailer.indexOffset),
+    Number(trailer.indexSize) * RECORD_SIZE,
   );
   const index = await loadIndex(
     file.source,
@@ -300,7 +407,8 @@ export async function openLayer(
   options: { raw?: boolean } = {},
 ): Promise<OpenLayer> {
   try {
-    const file = await unwrap(path, options.raw ?? false);
+    const raw = options.raw ?? false;
+    const file = await unwrap(path, openPayload(path, raw), raw);
     try {
       return await openLsmt(file);
     } catch (error) {
@@ -309,6 +417,25 @@ export async function openLayer(
     }
   } catch (error) {
     return fail(path, error);
+  }
+}
+
+/**
+ * Opens a committed layer that is fetched as it is read; takes `file` over.
+ *
+ * @throws {FormatError} which rule does not hold
+ * @throws what `file.need` throws
+ */
+export async function openRemoteLayer(file: RemoteFile): Promise<OpenLayer> {
+  try {
+    const payload = await remotePayload(file);
+    return await openLsmt(await unwrap(file.name, payload, false));
+  } catch (error) {
+    file.close();
+    if (error instanceof FormatError || error instanceof EngineError) {
+      return fail(file.name, error);
+    }
+    throw error;
   }
 }
 
