@@ -94,7 +94,9 @@ export function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
 /** What a zod issue expected, in words of JSON. */
 export function expectation(issue: z.core.$ZodIssue): string {
   if (issue.code === "invalid_type") {
-    return issue.expected === "int" ? "a whole number" : `${issue.expected}`;
+    // Every number in our files is a whole one.
+    const number = issue.expected === "int" || issue.expected === "number";
+    return number ? "a whole number" : `${issue.expected}`;
   }
   if (issue.code === "too_small") {
     return `a number of at least ${issue.minimum}`;

@@ -2,7 +2,8 @@
 import { deepStrictEqual as assertEquals } from "node:assert/strict";
 import { symbols } from "../../ffi/symbols.ts";
 
-const HANDLES = /^struct obd_(source|index|view|upper|device|plan|nbd|ring) \*$/;
+const HANDLES =
+  /^struct obd_(source|index|view|upper|device|plan|nbd|ring) \*$/;
 const SCALARS: Readonly<Record<string, string>> = {
   int32_t: "i32",
   uint32_t: "u32",

@@ -103,7 +103,7 @@ Deno.test("the service config: defaults, others' keys, wrong types", async () =>
       ["[]", /the file: .*expected object/],
       ["null", /expected object/],
       ['{"readDeadlineSeconds": 0}', /readDeadlineSeconds: got 0/],
-      ['{"readDeadlineSeconds": "5"}', /got "5", expected number/],
+      ['{"readDeadlineSeconds": "5"}', /got "5", expected a whole number/],
     ] as const
   ) {
     await rejects(read(text), (error) => {
