@@ -6,13 +6,20 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { readDevice } from "../../ffi/engine.ts";
+import { faultIo, IO, readDevice } from "../../ffi/engine.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
 import { ImageError, openImage } from "../../src/image/image.ts";
 import { createRangeClient } from "../../src/source/range.ts";
 import { createSources } from "../../src/source/sources.ts";
-import { mustTool, sha256File, type TempDir, tempDir } from "../lib/env.ts";
+import {
+  mustRun,
+  mustTool,
+  sha256File,
+  type TempDir,
+  tempDir,
+} from "../lib/env.ts";
 import { newUpper, openDisk } from "../lib/product.ts";
+import { startServer } from "../lib/server.ts";
 
 const SIZE = 8 << 20;
 
@@ -203,4 +210,52 @@ Deno.test("a cache that another holds is read past, bytes are right", async () =
     }, (line) => lines.push(line));
   });
   assert.equal(lines.filter((line) => /reading past it/.test(line)).length, 1);
+});
+
+Deno.test("a full cache disk: reads go on from the source", async () => {
+  using dir = tempDir();
+  const { path, content } = await makeLayer(dir, { zfile: false, tar: true });
+  await using server = serveBlob(path);
+  const lines: string[] = [];
+  await withImage(dir, server.url, path, async (read) => {
+    const ENOSPC = 28;
+    faultIo(IO.PWRITE, 1, ENOSPC);
+    for (let at = 0; at < SIZE; at += 1 << 20) {
+      assert.deepEqual(
+        await read(at, 1 << 20),
+        content.slice(at, at + (1 << 20)),
+      );
+    }
+  }, (line) => lines.push(line));
+  assert.match(lines.join(), /cannot keep .*no space left on device/);
+});
+
+Deno.test("serve shows a remote layer over NBD", async () => {
+  using dir = tempDir();
+  const { path, content } = await makeLayer(dir, { zfile: true, tar: true });
+  await using blobs = serveBlob(path);
+  const config = dir.file("config.v1.json");
+  Deno.writeTextFileSync(
+    config,
+    JSON.stringify({
+      repoBlobUrl: blobs.url,
+      lowers: [{ digest: `sha256:${sha256File(path)}` }],
+      resultFile: dir.file("result"),
+    }),
+  );
+  const service = dir.file("overlaybd.json");
+  Deno.writeTextFileSync(
+    service,
+    JSON.stringify({
+      cacheConfig: { cacheType: "file", cacheDir: dir.file("cache") },
+    }),
+  );
+  await using server = await startServer(
+    dir.file("nbd"),
+    [config],
+    { args: ["--service_config_path", service] },
+  );
+  await mustRun("nbdcopy", [server.uri, dir.file("copy")]);
+  assert.deepEqual(Deno.readFileSync(dir.file("copy")), content);
+  assert.equal(Deno.readTextFileSync(dir.file("result")), "success");
 });
