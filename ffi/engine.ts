@@ -815,30 +815,6 @@ export async function readDeviceMany(
   );
 }
 
-// ---- misses ---------------------------------------------------------
-
-/** Units that somebody waits for. */
-export interface Miss {
-  /** the id given to {@linkcode cacheSource} */
-  source: bigint;
-  first: number;
-  count: number;
-  /** the units are here, but a block in them is damaged */
-  corrupt: boolean;
-}
-
-export function drainMisses(max = 256): Miss[] {
-  const raw = new Uint8Array(max * 32);
-  const got = check(lib.obd_miss_drain(raw, max), "cannot take misses");
-  const v = view(raw);
-  return Array.from({ length: got }, (_, i) => ({
-    source: v.getBigUint64(i * 32, true),
-    first: Number(v.getBigUint64(i * 32 + 8, true)),
-    count: Number(v.getBigUint64(i * 32 + 16, true)),
-    corrupt: v.getUint32(i * 32 + 24, true) === 1,
-  }));
-}
-
 // ---- NBD ------------------------------------------------------------
 
 /** An NBD server on one listening socket. */
