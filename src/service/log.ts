@@ -129,6 +129,20 @@ export function stderrSink(
   };
 }
 
+/** stderr for a person: `WARNING text`, without time or place. */
+export function plainSink(
+  write: (line: string) => void = (line) => console.error(line),
+): Sink {
+  const mark = { debug: "", info: "", warn: "WARNING ", error: "ERROR " };
+  return {
+    write: ({ level, text, device }) => {
+      const about = device === undefined ? "" : `${device}: `;
+      write(oneLine(mark[level] + about + text));
+    },
+    [Symbol.dispose]() {},
+  };
+}
+
 function fileSink(file: LineFile, format: "text" | "json"): Sink {
   const form = format === "json" ? jsonLine : textLine;
   return {

@@ -50,7 +50,9 @@ export async function writeResult(
       renamePath(temporary, path);
     } catch (cause) {
       await Deno.remove(temporary).catch(() => {});
-      throw cause;
+      // A file that is mounted by itself, a directory that is read-only.
+      if (existing === undefined) throw cause;
+      await Deno.writeTextFile(path, text, { create: false });
     }
   } catch (cause) {
     log(

@@ -7,6 +7,7 @@ import {
   throws,
 } from "node:assert/strict";
 import { statSync } from "node:fs";
+import { faultIo, IO } from "../../ffi/engine.ts";
 import { parseAddress } from "../../src/device/nbd/server.ts";
 import { ConfigError } from "../../src/image/config.ts";
 import { ImageError } from "../../src/image/image.ts";
@@ -16,13 +17,11 @@ import { withResultFile, writeResult } from "../../src/service/result.ts";
 import { parseServed } from "../../src/service/serve.ts";
 import { tempDir } from "../lib/env.ts";
 
-Deno.test("an export is named by its dev_id or the config's full path", () => {
-  equal(parseServed("/a/b.json"), { path: "/a/b.json", name: "/a/b.json" });
-  equal(parseServed("/a/b.json;x"), { path: "/a/b.json", name: "x" });
-  equal(parseServed("/a/b.json;"), { path: "/a/b.json", name: "/a/b.json" });
-  equal(parseServed("/a;b.json;x"), { path: "/a;b.json", name: "x" });
-  const here = Deno.cwd();
-  equal(parseServed("b.json"), { path: "b.json", name: `${here}/b.json` });
+Deno.test("an image to serve is a path and what stands behind its last semicolon", () => {
+  equal(parseServed("/a/b.json"), { path: "/a/b.json", devId: "" });
+  equal(parseServed("/a/b.json;x"), { path: "/a/b.json", devId: "x" });
+  equal(parseServed("/a/b.json;"), { path: "/a/b.json", devId: "" });
+  equal(parseServed("/a;b.json;x"), { path: "/a;b.json", devId: "x" });
 });
 
 Deno.test("an address is a socket's path unless it ends in a port", () => {
@@ -78,6 +77,18 @@ Deno.test("a result file that cannot be written is logged, no more", async () =>
   match(lines[0] ?? "", /cannot write result file \/nowhere\/result/);
   await writeResult("", undefined, (line) => lines.push(line));
   equal(lines.length, 1);
+});
+
+Deno.test("a result file that cannot be replaced is written in place", async () => {
+  using dir = tempDir();
+  const path = dir.file("result");
+  Deno.writeTextFileSync(path, "something longer from an earlier run");
+  faultIo(IO.RENAME, 1, 16);
+  await writeResult(path, undefined, (line) => {
+    throw new Error(line);
+  });
+  equal(Deno.readTextFileSync(path), "success");
+  equal([...Deno.readDirSync(dir.path)].length, 1);
 });
 
 Deno.test("a result file that is a device is written in place", async () => {

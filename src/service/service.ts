@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The service: what its configuration means, where its lines go, and the
+ * images that it has open, however they are shown (spec/image.md,
+ * sections 3, 7 and 8).
+ *
+ * @module
+ */
+import { type ImageConfig, readImageConfig } from "../image/config.ts";
+import { ImageError, type OpenImage, openImage } from "../image/image.ts";
+import { directoryOf, fullPath } from "../layer/files.ts";
+import { createRangeClient } from "../source/range.ts";
+import { createSources, type SourceSet } from "../source/sources.ts";
+import type { Audit } from "./audit.ts";
+import type { LoadedConfig, ServiceConfig } from "./config.ts";
+import type { Logger, ServiceLog } from "./log.ts";
+import { createMeter, type Meters } from "./metrics.ts";
+import { writeResult } from "./result.ts";
+
+/** How images are shown to the world. */
+export type Transport = "nbd" | "tcmu";
+
+/** Which image, and how it is shown. */
+export interface OpenRequest {
+  /** of its configuration, absolute or relative to the working directory */
+  path: string;
+  /** names it for a live snapshot; empty: it has no such name */
+  devId: string;
+  transport: Transport;
+}
+
+/** An image that the service has open. */
+export interface ServedImage extends OpenRequest {
+  /** unlike any other of this process */
+  readonly id: number;
+  /** its dev_id, else the full path of its configuration */
+  readonly name: string;
+  config: ImageConfig;
+  readonly image: OpenImage;
+  /** for lines about this image */
+  readonly log: Logger;
+  /** Writes into its result file that it is shown, or why it is not. */
+  writeResult(error?: unknown): Promise<void>;
+  /** Flushes what was written, then lets it go; may be repeated. */
+  close(): Promise<void>;
+}
+
+/** A name that only one image may have is taken. */
+export class DuplicateError extends ImageError {}
+
+/** See the module's comment. */
+export interface Service {
+  /** the configuration as it was read last */
+  readonly loaded: LoadedConfig;
+  readonly settings: ServiceConfig;
+  readonly log: ServiceLog;
+  readonly audit: Audit;
+  readonly meters: Meters;
+  /** where remote layers come from */
+  readonly sources: SourceSet;
+  /**
+   * Opens an image.  Its result file says why when that fails; success is
+   * told by `writeResult()` once the transport shows it.
+   *
+   * @throws {ConfigError | ImageError}
+   */
+  open(request: OpenRequest): Promise<ServedImage>;
+  /** every open image, in the order of opening */
+  images(): ServedImage[];
+  /** the open image with a dev_id, which is not empty */
+  find(devId: string): ServedImage | undefined;
+  /**
+   * Closes every image.
+   *
+   * @throws {EngineError} the first that could not be written to disk
+   */
+  close(): Promise<void>;
+}
+
+/** What a service is made of. */
+export interface ServiceParts {
+  loaded: LoadedConfig;
+  log: ServiceLog;
+  audit: Audit;
+}
+
+/** `resultFile` may be relative to the configuration that names it. */
+function resultPath(config: ImageConfig, path: string): string {
+  const { resultFile } = config;
+  return resultFile === ""
+    ? ""
+    : fullPath(resultFile, directoryOf(fullPath(path)));
+}
+
+/** Makes a service; nothing is open yet. */
+export function createService(parts: ServiceParts): Service {
+  const { loaded, log, audit } = parts;
+  const settings = loaded.config;
+  const meters = { pread: createMeter(), download: createMeter() };
+  const client = createRangeClient({ userAgent: settings.userAgent });
+  const sources = createSources({
+    openBlob: client.openBlob,
+    cacheDir: settings.cacheConfig.cacheDir,
+    refillSize: settings.cacheConfig.refillSize,
+    log: (line) => log.warn(line.replace(/^WARNING /, "")),
+  });
+  const open = new Set<ServedImage>();
+  const devIds = new Map<string, ServedImage | undefined>();
+  let nextId = 1;
+
+  const openConfigured = async (
+    request: OpenRequest,
+    config: ImageConfig,
+    about: Logger,
+  ): Promise<ServedImage> => {
+    const { path, devId } = request;
+    if (devIds.has(devId)) {
+      throw new DuplicateError(`duplicated dev id: ${devId}`);
+    }
+    const release = () => devIds.delete(devId);
+    if (devId !== "") devIds.set(devId, undefined);
+    let image: OpenImage;
+    try {
+      image = await openImage(config, {
+        deadlineMs: settings.readDeadlineSeconds * 1000,
+        sources,
+      });
+    } catch (error) {
+      release();
+      throw error;
+    }
+    for (const warning of image.stack.warnings) about.warn(warning);
+    about.info(
+      `new imageFile, bs: 512, size: ${image.stack.virtualSize}`,
+    );
+    let closing: Promise<void> | undefined;
+    const close = async () => {
+      open.delete(served);
+      try {
+        await image.close();
+      } finally {
+        release();
+      }
+    };
+    const served: ServedImage = {
+      ...request,
+      id: nextId++,
+      name: devId === "" ? fullPath(path) : devId,
+      config,
+      image,
+      log: about,
+      writeResult: (error) =>
+        writeResult(resultPath(config, path), error, about.warn),
+      close: () => closing ??= close(),
+    };
+    open.add(served);
+    if (devId !== "") devIds.set(devId, served);
+    return served;
+  };
+
+  return {
+    loaded,
+    settings,
+    log,
+    audit,
+    meters,
+    sources,
+    async open(request) {
+      const { path, devId } = request;
+      const about = log.with({ device: devId === "" ? path : devId });
+      const config = await readImageConfig(path);
+      try {
+        return await openConfigured(request, config, about);
+      } catch (error) {
+        await writeResult(resultPath(config, path), error, about.warn);
+        throw error;
+      }
+    },
+    images: () => [...open],
+    find: (devId) => devIds.get(devId),
+    async close() {
+      const ended = await Promise.allSettled(
+        [...open].map((served) => served.close()),
+      );
+      sources.close();
+      client.close();
+      const failed = ended.find((result) => result.status === "rejected");
+      if (failed !== undefined) throw failed.reason;
+    },
+  };
+}
