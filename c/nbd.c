@@ -194,8 +194,9 @@ void nbd_send(struct nbd_conn *conn)
 
 /* ---- exports -------------------------------------------------------- */
 
-struct nbd_export *nbd_find(struct obd_nbd *nbd, const void *name,
-			    uint32_t length)
+/* Called with nbd->lock held. */
+static struct nbd_export *look_up(struct obd_nbd *nbd, const void *name,
+				  uint32_t length)
 {
 	struct nbd_export *e;
 
@@ -208,15 +209,61 @@ struct nbd_export *nbd_find(struct obd_nbd *nbd, const void *name,
 	return NULL;
 }
 
-void nbd_attach(struct nbd_conn *conn, struct nbd_export *export)
+struct nbd_export *nbd_find(struct obd_nbd *nbd, const void *name,
+			    uint32_t length)
 {
-	conn->export = export;
+	struct nbd_export *e;
+
+	pthread_mutex_lock(&nbd->lock);
+	e = look_up(nbd, name, length);
+	if (e)
+		e->refs++;
+	pthread_mutex_unlock(&nbd->lock);
+	return e;
+}
+
+static void export_free(struct nbd_export *e)
+{
+	obd_device_unref(e->dev);
+	free(e->name);
+	free(e->description);
+	free(e);
+}
+
+void nbd_export_put(struct nbd_export *e)
+{
+	struct obd_nbd *nbd;
+	bool last;
+
+	if (!e)
+		return;
+	nbd = e->nbd;
+	pthread_mutex_lock(&nbd->lock);
+	last = --e->refs == 0;
+	pthread_mutex_unlock(&nbd->lock);
+	if (last)
+		export_free(e);
+}
+
+int nbd_attach(struct nbd_conn *conn, struct nbd_export *export)
+{
+	struct obd_nbd *nbd = conn->nbd;
+	bool removed;
+
+	pthread_mutex_lock(&nbd->lock);
+	removed = atomic_load(&export->removed);
+	if (!removed) {
+		export->refs++;
+		export->connections++;
+		conn->export = export;
+	}
+	pthread_mutex_unlock(&nbd->lock);
+	if (removed)
+		return -ENOENT;
 	conn->meta = conn->meta && conn->structured &&
 		     conn->meta_export == export;
 	conn->phase = NBD_TRANSMIT;
-	pthread_mutex_lock(&conn->nbd->lock);
-	export->connections++;
-	pthread_mutex_unlock(&conn->nbd->lock);
+	return 1;
 }
 
 static void start_flush(struct nbd_export *export);
@@ -301,6 +348,8 @@ static void leave_server(struct nbd_conn *conn)
 	if (flush)
 		start_flush(e);
 	close(conn->watch.fd);
+	nbd_export_put(e);
+	nbd_export_put(conn->meta_export);
 	pthread_mutex_lock(&nbd->lock);
 	nbd->connections--;
 	pthread_cond_broadcast(&nbd->changed);
@@ -421,6 +470,13 @@ static int pump(struct nbd_conn *conn)
 	return rc;
 }
 
+/* Its server or its export is going: what came in still counts. */
+static bool going(const struct nbd_conn *conn)
+{
+	return atomic_load(&conn->nbd->closing) ||
+	       (conn->export && atomic_load(&conn->export->removed));
+}
+
 static void conn_event(struct obd_watch *watch, uint32_t events)
 {
 	struct nbd_conn *conn = (struct nbd_conn *)watch;
@@ -431,8 +487,8 @@ static void conn_event(struct obd_watch *watch, uint32_t events)
 		rc = -ECONNRESET;
 	else if (conn->phase < NBD_DRAIN)
 		rc = pump(conn);
-	if (rc < 0 && atomic_load(&conn->nbd->closing) &&
-	    conn->phase < NBD_DRAIN && !(events & (EPOLLHUP | EPOLLERR)))
+	if (rc < 0 && going(conn) && conn->phase < NBD_DRAIN &&
+	    !(events & (EPOLLHUP | EPOLLERR)))
 		conn->phase = NBD_DRAIN;
 	else if (rc < 0)
 		conn_close(conn);
@@ -528,40 +584,58 @@ int32_t obd_nbd_new(int32_t listen_fd, struct obd_nbd **out)
 	return 0;
 }
 
-int32_t obd_nbd_add(struct obd_nbd *nbd, const char *name,
-		    const char *description, struct obd_device *dev)
+static struct nbd_export *export_new(struct obd_nbd *nbd, const char *name,
+				     const char *description,
+				     struct obd_device *dev)
 {
-	size_t length = strlen(name);
-	struct nbd_export *e;
+	struct nbd_export *e = calloc(1, sizeof(*e));
 
-	if (nbd->started || length == 0 || length > NBD_MAX_NAME ||
-	    strlen(description) > NBD_MAX_NAME)
-		return -EINVAL;
-	if (nbd_find(nbd, name, (uint32_t)length))
-		return -EEXIST;
-	e = calloc(1, sizeof(*e));
 	if (!e)
-		return -ENOMEM;
+		return NULL;
 	e->name = strdup(name);
 	e->description = strdup(description);
 	if (!e->name || !e->description) {
 		free(e->name);
 		free(e->description);
 		free(e);
-		return -ENOMEM;
+		return NULL;
 	}
+	e->refs = 1;
 	e->nbd = nbd;
 	e->dev = obd_device_ref(dev);
-	*nbd->last = e;
-	nbd->last = &e->next;
-	return 0;
+	return e;
+}
+
+int32_t obd_nbd_add(struct obd_nbd *nbd, const char *name,
+		    const char *description, struct obd_device *dev)
+{
+	size_t length = strlen(name);
+	struct nbd_export *e;
+	bool taken;
+
+	if (length == 0 || length > NBD_MAX_NAME ||
+	    strlen(description) > NBD_MAX_NAME)
+		return -EINVAL;
+	e = export_new(nbd, name, description, dev);
+	if (!e)
+		return -ENOMEM;
+	pthread_mutex_lock(&nbd->lock);
+	taken = look_up(nbd, name, (uint32_t)length);
+	if (!taken) {
+		*nbd->last = e;
+		nbd->last = &e->next;
+	}
+	pthread_mutex_unlock(&nbd->lock);
+	if (taken)
+		export_free(e);
+	return taken ? -EEXIST : 0;
 }
 
 int32_t obd_nbd_start(struct obd_nbd *nbd)
 {
 	int rc;
 
-	if (nbd->started || !nbd->exports)
+	if (nbd->started)
 		return -EINVAL;
 	rc = obd_plane_add(&nbd->watch, EPOLLIN);
 	if (!rc)
@@ -579,34 +653,66 @@ int32_t obd_nbd_connections(struct obd_nbd *nbd)
 	return n;
 }
 
-/* Called with nbd->lock held, which keeps every descriptor open. */
-static void shutdown_all(struct obd_nbd *nbd, int how)
+int32_t obd_nbd_users(struct obd_nbd *nbd, const char *name)
+{
+	struct nbd_export *e;
+	int32_t n = -ENOENT;
+
+	pthread_mutex_lock(&nbd->lock);
+	e = look_up(nbd, name, (uint32_t)strlen(name));
+	if (e && *name)
+		n = (int32_t)e->connections;
+	pthread_mutex_unlock(&nbd->lock);
+	return n;
+}
+
+/* Connections of one export, or all (NULL).  Called with nbd->lock held,
+ * which keeps every descriptor open. */
+static void shutdown_all(struct obd_nbd *nbd, const struct nbd_export *e,
+			 int how)
 {
 	struct nbd_conn *conn;
 
 	for (conn = nbd->conns; conn; conn = conn->next)
-		shutdown(conn->watch.fd, how);
+		if (!e || conn->export == e)
+			shutdown(conn->watch.fd, how);
+}
+
+static struct timespec after(uint32_t ms)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_sec += ms / 1000;
+	until.tv_nsec += (long)(ms % 1000) * 1000000;
+	if (until.tv_nsec >= 1000000000) {
+		until.tv_sec++;
+		until.tv_nsec -= 1000000000;
+	}
+	return until;
+}
+
+/* Waits for *connections to become 0, at most grace_ms.  Called with
+ * nbd->lock held. */
+static bool drained(struct obd_nbd *nbd, const uint32_t *connections,
+		    uint32_t grace_ms)
+{
+	struct timespec until = after(grace_ms);
+
+	while (*connections > 0 &&
+	       pthread_cond_timedwait(&nbd->changed, &nbd->lock, &until) == 0)
+		;
+	return *connections == 0;
 }
 
 static void wait_for_connections(struct obd_nbd *nbd, uint32_t grace_ms)
 {
 	struct nbd_export *e;
-	struct timespec until;
 
-	clock_gettime(CLOCK_MONOTONIC, &until);
-	until.tv_sec += grace_ms / 1000;
-	until.tv_nsec += (long)(grace_ms % 1000) * 1000000;
-	if (until.tv_nsec >= 1000000000) {
-		until.tv_sec++;
-		until.tv_nsec -= 1000000000;
-	}
 	pthread_mutex_lock(&nbd->lock);
-	shutdown_all(nbd, SHUT_RD);
-	while (nbd->connections > 0 &&
-	       pthread_cond_timedwait(&nbd->changed, &nbd->lock, &until) == 0)
-		;
-	if (nbd->connections > 0) {
-		shutdown_all(nbd, SHUT_RDWR);
+	shutdown_all(nbd, NULL, SHUT_RD);
+	if (!drained(nbd, &nbd->connections, grace_ms)) {
+		shutdown_all(nbd, NULL, SHUT_RDWR);
 		pthread_mutex_unlock(&nbd->lock);
 		for (e = nbd->exports; e; e = e->next)
 			obd_device_close(e->dev, -ESHUTDOWN);
@@ -615,6 +721,48 @@ static void wait_for_connections(struct obd_nbd *nbd, uint32_t grace_ms)
 	while (nbd->connections > 0 || nbd->flushes > 0)
 		pthread_cond_wait(&nbd->changed, &nbd->lock);
 	pthread_mutex_unlock(&nbd->lock);
+}
+
+/* Takes an export off the list.  Called with nbd->lock held. */
+static struct nbd_export *unlist(struct obd_nbd *nbd, const char *name)
+{
+	struct nbd_export **at, *e;
+
+	for (at = &nbd->exports; (e = *at); at = &e->next)
+		if (!strcmp(e->name, name))
+			break;
+	if (!e)
+		return NULL;
+	*at = e->next;
+	if (nbd->last == &e->next)
+		nbd->last = at;
+	atomic_store(&e->removed, true);
+	return e;
+}
+
+int32_t obd_nbd_remove(struct obd_nbd *nbd, const char *name,
+		       uint32_t grace_ms)
+{
+	struct nbd_export *e;
+
+	pthread_mutex_lock(&nbd->lock);
+	e = unlist(nbd, name);
+	if (!e) {
+		pthread_mutex_unlock(&nbd->lock);
+		return -ENOENT;
+	}
+	shutdown_all(nbd, e, SHUT_RD);
+	if (!drained(nbd, &e->connections, grace_ms)) {
+		shutdown_all(nbd, e, SHUT_RDWR);
+		pthread_mutex_unlock(&nbd->lock);
+		obd_device_close(e->dev, -ESHUTDOWN);
+		pthread_mutex_lock(&nbd->lock);
+	}
+	while (e->connections > 0 || e->flushing)
+		pthread_cond_wait(&nbd->changed, &nbd->lock);
+	pthread_mutex_unlock(&nbd->lock);
+	nbd_export_put(e);
+	return 0;
 }
 
 int32_t obd_nbd_close(struct obd_nbd *nbd, uint32_t grace_ms)
@@ -628,10 +776,7 @@ int32_t obd_nbd_close(struct obd_nbd *nbd, uint32_t grace_ms)
 	wait_for_connections(nbd, grace_ms);
 	while ((e = nbd->exports)) {
 		nbd->exports = e->next;
-		obd_device_unref(e->dev);
-		free(e->name);
-		free(e->description);
-		free(e);
+		export_free(e);
 	}
 	pthread_cond_destroy(&nbd->changed);
 	pthread_mutex_destroy(&nbd->lock);

@@ -21,12 +21,16 @@
 #define NBD_MAX_SLOTS 128u           /* requests of one connection at once */
 #define NBD_MAX_BYTES (64u << 20)    /* their data */
 
+/* Freed with the last reference: the list's, that of everybody who looked it
+ * up, of connections that have chosen it or asked for its contexts. */
 struct nbd_export {
 	char *name, *description;
 	struct obd_device *dev;
-	struct nbd_export *next;
+	struct nbd_export *next;     /* nbd->lock */
 	struct obd_nbd *nbd;
+	uint32_t refs;               /* nbd->lock */
 	uint32_t connections;        /* nbd->lock */
+	_Atomic bool removed;        /* nbd->lock to write: off the list */
 	bool flushing, again;        /* nbd->lock; again: one more after it */
 	struct obd_request flush;
 };
@@ -35,7 +39,7 @@ struct obd_nbd {
 	struct obd_watch watch;      /* the listening socket */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;      /* a connection or a flush ended */
-	struct nbd_export *exports, **last;
+	struct nbd_export *exports, **last; /* lock; the first is "" */
 	struct nbd_conn *conns;
 	uint32_t connections, flushes;
 	bool started;
@@ -71,7 +75,7 @@ struct nbd_conn {
 	enum nbd_phase phase;
 	bool no_zeroes, structured, meta;
 	struct nbd_export *meta_export;
-	struct nbd_export *export;
+	struct nbd_export *export;   /* nbd->lock to write */
 	uint32_t options;
 	uint32_t events;             /* what epoll watches for */
 
@@ -155,11 +159,13 @@ OBD_HIDDEN void nbd_send(struct nbd_conn *conn);
 /* Ends every turn, with conn->lock held: sends, says what epoll is to watch
  * for, unlocks; frees a connection that is over. */
 OBD_HIDDEN void nbd_settle(struct nbd_conn *conn);
-/* The connection has chosen its export. */
-OBD_HIDDEN void nbd_attach(struct nbd_conn *conn, struct nbd_export *export);
-/* The export called name; the first for length 0; NULL: none. */
+/* The connection has chosen its export. -ENOENT: it is going. */
+OBD_HIDDEN int nbd_attach(struct nbd_conn *conn, struct nbd_export *export);
+/* A reference on the export called name; the first for length 0; NULL:
+ * none. */
 OBD_HIDDEN struct nbd_export *nbd_find(struct obd_nbd *nbd, const void *name,
 				       uint32_t length);
+OBD_HIDDEN void nbd_export_put(struct nbd_export *export);
 /* Transmission flags of an export, as both ways to choose it send them. */
 OBD_HIDDEN uint16_t nbd_export_flags(const struct nbd_export *export,
 				     bool structured);

@@ -89,11 +89,16 @@ static int choose_by_name(struct nbd_conn *conn, const struct option *opt)
 					     opt->length);
 	struct nbd_slot *slot;
 
+	int rc;
+
 	if (!export)
 		return -ENOENT;
-	slot = nbd_slot_new(conn, conn->no_zeroes ? 0 : 124);
-	if (!slot)
-		return -ENOMEM;
+	rc = nbd_attach(conn, export);
+	slot = rc < 0 ? NULL : nbd_slot_new(conn, conn->no_zeroes ? 0 : 124);
+	if (!slot) {
+		nbd_export_put(export);
+		return rc < 0 ? rc : -ENOMEM;
+	}
 	put64(slot->head, obd_device_size(export->dev));
 	put16(slot->head + 8, nbd_export_flags(export, conn->structured));
 	slot->head_bytes = 10;
@@ -102,29 +107,35 @@ static int choose_by_name(struct nbd_conn *conn, const struct option *opt)
 		slot->data_bytes = 124;
 	}
 	nbd_queue(slot);
-	nbd_attach(conn, export);
+	nbd_export_put(export);
 	return 1;
+}
+
+static int list_one(struct nbd_conn *conn, uint32_t option,
+		    const struct nbd_export *e)
+{
+	uint32_t name = strlen(e->name), text = strlen(e->description);
+	uint8_t buf[4 + NBD_MAX_NAME];
+
+	put32(buf, name);
+	memcpy(buf + 4, e->name, name);
+	return reply(conn, option, REP_SERVER, buf, 4 + name, e->description,
+		     text);
 }
 
 static int list_exports(struct nbd_conn *conn, const struct option *opt)
 {
+	struct obd_nbd *nbd = conn->nbd;
 	struct nbd_export *e;
-	int rc;
+	int rc = 1;
 
 	if (opt->length)
 		return reply_empty(conn, opt->number, REP_ERR_INVALID);
-	for (e = conn->nbd->exports; e; e = e->next) {
-		uint32_t name = strlen(e->name), text = strlen(e->description);
-		uint8_t buf[4 + NBD_MAX_NAME];
-
-		put32(buf, name);
-		memcpy(buf + 4, e->name, name);
-		rc = reply(conn, opt->number, REP_SERVER, buf, 4 + name,
-			   e->description, text);
-		if (rc < 0)
-			return rc;
-	}
-	return reply_empty(conn, opt->number, REP_ACK);
+	pthread_mutex_lock(&nbd->lock);
+	for (e = nbd->exports; rc > 0 && e; e = e->next)
+		rc = list_one(conn, opt->number, e);
+	pthread_mutex_unlock(&nbd->lock);
+	return rc < 0 ? rc : reply_empty(conn, opt->number, REP_ACK);
 }
 
 static int send_info(struct nbd_conn *conn, uint32_t option, uint16_t type,
@@ -154,11 +165,31 @@ static int send_export_info(struct nbd_conn *conn, uint32_t option,
 			 sizeof(blocks));
 }
 
+/* The u16 requests of INFO and GO that can be met. */
+static int send_wanted(struct nbd_conn *conn, uint32_t option,
+		       const struct nbd_export *export, const uint8_t *wants,
+		       uint32_t count)
+{
+	int rc = send_export_info(conn, option, export);
+
+	for (uint32_t i = 0; rc > 0 && i < count; i++) {
+		uint16_t want = be16(wants + 2 * i);
+		const char *text = want == INFO_NAME ? export->name :
+				   export->description;
+
+		if (want == INFO_NAME ||
+		    (want == INFO_DESCRIPTION && text[0]))
+			rc = send_info(conn, option, want, text,
+				       strlen(text));
+	}
+	return rc > 0 ? reply_empty(conn, option, REP_ACK) : rc;
+}
+
 /* INFO and GO: u32 length of the name, the name, u16 count, u16 requests. */
 static int info_or_go(struct nbd_conn *conn, const struct option *opt)
 {
 	struct nbd_export *export;
-	uint32_t name, count, i;
+	uint32_t name, count;
 	int rc;
 
 	if (opt->length < 6)
@@ -172,21 +203,11 @@ static int info_or_go(struct nbd_conn *conn, const struct option *opt)
 	export = nbd_find(conn->nbd, opt->data + 4, name);
 	if (!export)
 		return reply_empty(conn, opt->number, REP_ERR_UNKNOWN);
-	rc = send_export_info(conn, opt->number, export);
-	for (i = 0; rc > 0 && i < count; i++) {
-		uint16_t want = be16(opt->data + 6 + name + 2 * i);
-		const char *text = want == INFO_NAME ? export->name :
-				   export->description;
-
-		if (want == INFO_NAME ||
-		    (want == INFO_DESCRIPTION && text[0]))
-			rc = send_info(conn, opt->number, want, text,
-				       strlen(text));
-	}
-	if (rc > 0)
-		rc = reply_empty(conn, opt->number, REP_ACK);
+	rc = send_wanted(conn, opt->number, export, opt->data + 6 + name,
+			 count);
 	if (rc > 0 && opt->number == OPT_GO)
-		nbd_attach(conn, export);
+		rc = nbd_attach(conn, export);
+	nbd_export_put(export);
 	return rc;
 }
 
@@ -240,7 +261,10 @@ static int meta_context(struct nbd_conn *conn, const struct option *opt)
 		return reply_empty(conn, opt->number, REP_ERR_UNKNOWN);
 	if (opt->number == OPT_SET_META_CONTEXT) {
 		conn->meta = match;
+		nbd_export_put(conn->meta_export);
 		conn->meta_export = export;
+	} else {
+		nbd_export_put(export);
 	}
 	if (match) {
 		put32(id, opt->number == OPT_SET_META_CONTEXT ?
@@ -304,6 +328,9 @@ int nbd_negotiate(struct nbd_conn *conn)
 	if (conn->phase == NBD_FLAGS)
 		return read_flags(conn);
 	if (conn->in_to - conn->in_from < OPT_HEADER)
+		return 0;
+	conn->stalled = nbd_full(conn);
+	if (conn->stalled)
 		return 0;
 	in = conn->in + conn->in_from;
 	opt = (struct option){ be32(in + 8), be32(in + 12), in + OPT_HEADER };

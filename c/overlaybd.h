@@ -399,16 +399,24 @@ OBD_API int32_t obd_miss_drain(struct obd_miss *out, uint32_t max);
 
 /* Serves exports on listen_fd (taken over): fixed newstyle, no TLS. */
 OBD_API int32_t obd_nbd_new(int32_t listen_fd, struct obd_nbd **out);
-/* The first export added is the default one (name ""). -EEXIST: taken.
- * Takes a reference on dev. Names are UTF-8, 1..4096 bytes. */
+/* Before the start or after it.  The oldest export is the default one (name
+ * "").  -EEXIST: taken.  Takes a reference on dev. Names are UTF-8, 1..4096
+ * bytes. */
 OBD_API int32_t obd_nbd_add(struct obd_nbd *nbd, const char *name,
 			    const char *description, struct obd_device *dev);
-/* Starts accepting; before it, exports are only collected. */
+/* Takes an export back: its running requests get grace_ms, then its device
+ * is closed with -ESHUTDOWN; its connections end, what was written is
+ * flushed.  -ENOENT: no such export.  Blocks. */
+OBD_API int32_t obd_nbd_remove(struct obd_nbd *nbd, const char *name,
+			       uint32_t grace_ms);
+/* Starts accepting, once; there need not be an export yet. */
 OBD_API int32_t obd_nbd_start(struct obd_nbd *nbd);
 /* Connections now open, 0..; -errno. */
 OBD_API int32_t obd_nbd_connections(struct obd_nbd *nbd);
+/* Those that use the export; -ENOENT: no such export. */
+OBD_API int32_t obd_nbd_users(struct obd_nbd *nbd, const char *name);
 /* Stops accepting, lets running requests end for at most grace_ms, closes
- * every connection, frees.  Blocks. */
+ * every connection, frees.  No other call may run or follow.  Blocks. */
 OBD_API int32_t obd_nbd_close(struct obd_nbd *nbd, uint32_t grace_ms);
 
 /* ---- TCMU ---------------------------------------------------------- */

@@ -821,8 +821,16 @@ export async function readDeviceMany(
 export interface NbdServer {
   /** @throws {EngineError} EEXIST when the name is taken */
   add(name: string, description: string, device: Device): void;
+  /**
+   * Takes an export back; requests of its clients get `graceMs`.
+   *
+   * @throws {EngineError} ENOENT when there is none
+   */
+  remove(name: string, graceMs: number): Promise<void>;
   start(): void;
   connections(): number;
+  /** Connections of one export. */
+  users(name: string): number;
   /** Ends every connection; running requests get `graceMs`. */
   close(graceMs: number): Promise<void>;
 }
@@ -844,11 +852,23 @@ export function newNbdServer(listenFd: number): NbdServer {
         `cannot export ${name}`,
       );
     },
+    async remove(name, graceMs) {
+      check(
+        await lib.obd_nbd_remove_async(pointer, cstring(name), graceMs),
+        `cannot take back ${name}`,
+      );
+    },
     start() {
       check(lib.obd_nbd_start(pointer), "cannot start the NBD server");
     },
     connections() {
       return check(lib.obd_nbd_connections(pointer), "cannot count");
+    },
+    users(name) {
+      return check(
+        lib.obd_nbd_users(pointer, cstring(name)),
+        `cannot count clients of ${name}`,
+      );
     },
     async close(graceMs) {
       const last = pointer;

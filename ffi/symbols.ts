@@ -636,6 +636,24 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_nbd_remove: {
+    parameters: [
+      "pointer", // struct obd_nbd *nbd
+      "buffer", // const char *name
+      "u32", // uint32_t grace_ms
+    ],
+    result: "i32",
+  },
+  obd_nbd_remove_async: {
+    name: "obd_nbd_remove",
+    parameters: [
+      "pointer", // struct obd_nbd *nbd
+      "buffer", // const char *name
+      "u32", // uint32_t grace_ms
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
   obd_nbd_start: {
     parameters: [
       "pointer", // struct obd_nbd *nbd
@@ -645,6 +663,13 @@ export const symbols = {
   obd_nbd_connections: {
     parameters: [
       "pointer", // struct obd_nbd *nbd
+    ],
+    result: "i32",
+  },
+  obd_nbd_users: {
+    parameters: [
+      "pointer", // struct obd_nbd *nbd
+      "buffer", // const char *name
     ],
     result: "i32",
   },

@@ -622,6 +622,128 @@ static void closing_under_load_ends_every_connection(void)
 		pthread_join(threads[i], NULL);
 }
 
+/* What OPT_LIST gives, names with a space behind each. */
+static void list(const struct server *s, char *names)
+{
+	uint8_t buf[4096];
+	uint32_t n;
+	int fd = hello(s, 3);
+
+	option(fd, 3, NULL, 0);
+	*names = 0;
+	while (reply(fd, 3, buf, &n) == 2) {
+		buf[4 + be32(buf)] = 0;
+		strcat(names, (char *)buf + 4);
+		strcat(names, " ");
+	}
+	close(fd);
+}
+
+static void exports_come_and_go_while_serving(void)
+{
+	struct server s = start_server();
+	char names[256];
+	uint8_t buf[512];
+	int on_disk, on_new;
+
+	on_disk = go(&s, "disk", true);
+	CHECK_EQ(obd_nbd_add(s.nbd, "new", "", s.zeros), 0);
+	CHECK_EQ(obd_nbd_add(s.nbd, "new", "", s.zeros), -EEXIST);
+	list(&s, names);
+	CHECK(!strcmp(names, "disk zeros new "));
+	on_new = go(&s, "new", true);
+	CHECK_EQ(obd_nbd_users(s.nbd, "new"), 1);
+	CHECK_EQ(obd_nbd_remove(s.nbd, "disk", 1000), 0);
+	CHECK_EQ(obd_nbd_remove(s.nbd, "disk", 1000), -ENOENT);
+	CHECK_EQ(obd_nbd_users(s.nbd, "disk"), -ENOENT);
+	CHECK(closed(on_disk));
+	list(&s, names);
+	CHECK(!strcmp(names, "zeros new "));
+	/* The oldest that is left is the default one. */
+	close(go(&s, "", false));
+	CHECK_EQ(obd_nbd_remove(s.nbd, "new", 1000), 0);
+	CHECK(closed(on_new));
+	CHECK_EQ(obd_nbd_add(s.nbd, "disk", "", s.disk), 0);
+	on_disk = go(&s, "disk", false);
+	request(on_disk, 0, READ, 1, 0, 512);
+	CHECK_EQ(simple(on_disk, 1, buf, 512), 0);
+	close(on_new);
+	close(on_disk);
+	CHECK_EQ(obd_nbd_remove(s.nbd, "disk", 1000), 0);
+	CHECK_EQ(obd_nbd_remove(s.nbd, "zeros", 1000), 0);
+	list(&s, names);
+	CHECK_EQ(*names, 0);
+	stop_server(&s);
+}
+
+/* Removed with requests under way: each is answered, the rest go on. */
+static void an_export_is_removed_under_load(void)
+{
+	struct server s = start_server();
+	pthread_t threads[8];
+	uint8_t buf[512];
+	int fd = go(&s, "zeros", false);
+
+	for (int i = 0; i < 8; i++)
+		pthread_create(&threads[i], NULL, load, &s);
+	nanosleep(&(struct timespec){ .tv_nsec = 100000000 }, NULL);
+	for (int i = 0; i < 20; i++) {
+		CHECK_EQ(obd_nbd_remove(s.nbd, "disk", 2000), 0);
+		CHECK_EQ(obd_nbd_add(s.nbd, "disk", "", s.disk), 0);
+		request(fd, 0, READ, i, 0, 512);
+		CHECK_EQ(simple(fd, i, buf, 512), 0);
+	}
+	for (int i = 0; i < 8; i++)
+		pthread_join(threads[i], NULL);
+	CHECK_EQ(obd_nbd_connections(s.nbd), 1);
+	close(fd);
+	stop_server(&s);
+}
+
+/* A context that was asked for of an export that is gone is nobody's. */
+static void a_context_does_not_outlive_its_export(void)
+{
+	struct server s = start_server();
+	uint8_t buf[4096];
+	uint32_t n;
+	int fd = hello(&s, 3);
+
+	option(fd, 8, NULL, 0);
+	CHECK_EQ(only_reply(fd, 8), 1);
+	option(fd, 10, buf, named(buf, "disk", one_query, 23));
+	CHECK_EQ(reply(fd, 10, buf, &n), 4);
+	CHECK_EQ(only_reply(fd, 10), 1);
+	CHECK_EQ(obd_nbd_remove(s.nbd, "disk", 1000), 0);
+	option(fd, 7, buf, named(buf, "disk", "\0\0", 2));
+	CHECK(only_reply(fd, 7) == 0x80000006u);
+	option(fd, 7, buf, named(buf, "zeros", "\0\0", 2));
+	while (reply(fd, 7, buf, &n) == 3)
+		;
+	close(fd);
+	stop_server(&s);
+}
+
+/* A client that only asks, a thousand times, has to take its answers. */
+static void lists_that_are_not_read_stop_the_server_reading(void)
+{
+	struct server s = start_server();
+	int fd = hello(&s, 3);
+	char names[256];
+
+	for (int i = 0; i < 900; i++)
+		option(fd, 3, NULL, 0);
+	list(&s, names);
+	CHECK(!strcmp(names, "disk zeros "));
+	for (int i = 0; i < 900 * 3; i++) {
+		uint8_t buf[4096];
+		uint32_t n;
+
+		reply(fd, 3, buf, &n);
+	}
+	close(fd);
+	stop_server(&s);
+}
+
 /* The last test: nothing of the others is left. */
 static void nothing_is_left_open(void)
 {
@@ -646,6 +768,10 @@ int main(void)
 	RUN(many_connections_share_an_export);
 	RUN(the_last_disconnect_flushes);
 	RUN(closing_under_load_ends_every_connection);
+	RUN(exports_come_and_go_while_serving);
+	RUN(an_export_is_removed_under_load);
+	RUN(a_context_does_not_outlive_its_export);
+	RUN(lists_that_are_not_read_stop_the_server_reading);
 	RUN(nothing_is_left_open);
 	return check_done();
 }

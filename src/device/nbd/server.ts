@@ -5,6 +5,7 @@
  *
  * @module
  */
+import pLimit from "p-limit";
 import {
   closeFd,
   type Device,
@@ -14,6 +15,9 @@ import {
   unlinkPath,
 } from "../../../ffi/engine.ts";
 import { fullPath, linkInfo } from "../../layer/files.ts";
+
+/** Exports that are taken back at once; others wait. */
+const REMOVALS = 2;
 
 /** Where to listen. */
 export type NbdAddress =
@@ -38,6 +42,14 @@ export interface NbdExport {
 export interface RunningServer {
   /** of the default export */
   uri: string;
+  /** Where one export is. */
+  uriOf(name: string): string;
+  /** @throws {EngineError} EEXIST: the name is taken */
+  add(exported: NbdExport): void;
+  /** Hangs up on an export's clients, their requests get `graceMs`. */
+  remove(name: string, graceMs: number): Promise<void>;
+  /** Clients of an export. */
+  users(name: string): number;
   /** Stops accepting, lets requests end for `graceMs`, hangs up. */
   close(graceMs: number): Promise<void>;
 }
@@ -110,10 +122,11 @@ async function clearStale(path: string): Promise<void> {
   unlinkPath(path);
 }
 
-/** A listening descriptor, the URI of its default export, its clean-up. */
+/** A listening descriptor, the URIs of exports, its clean-up. */
 interface Listening {
   fd: number;
-  uri: string;
+  /** empty: the default export */
+  uriOf(name: string): string;
   remove(): void;
 }
 
@@ -123,9 +136,10 @@ async function listenUnix(path: string): Promise<Listening> {
   const { ino } = Deno.lstatSync(path);
   return {
     fd,
-    uri: `nbd+unix:///?socket=${
-      encodeURIComponent(path).replaceAll("%2F", "/")
-    }`,
+    uriOf: (name) =>
+      `nbd+unix:///${encodeURIComponent(name)}?socket=${
+        encodeURIComponent(path).replaceAll("%2F", "/")
+      }`,
     remove: () => {
       // Ours only: another server may have taken the name since.
       const now = linkInfo(path);
@@ -149,9 +163,10 @@ async function listenTcp(
   }
   const literal = ip.includes(":") ? `[${ip}]` : ip;
   const fd = listenFd(`tcp:${literal}:${port}`);
+  const base = `nbd://${literal}:${portOfFd(fd)}/`;
   return {
     fd,
-    uri: `nbd://${literal}:${portOfFd(fd)}/`,
+    uriOf: (name) => base + encodeURIComponent(name),
     remove: () => {},
   };
 }
@@ -159,7 +174,7 @@ async function listenTcp(
 /**
  * Listens and serves.
  *
- * @param exports the first is the default one; names must differ
+ * @param exports may be none; the oldest is the default one; names differ
  * @param options `insecure`: other machines may reach the address
  * @throws {AddressError | EngineError} nobody listens
  */
@@ -179,7 +194,7 @@ export async function startNbdServer(
     listening.remove();
     throw error;
   }
-  const { add, start, close } = server;
+  const { add, start, close, users } = server;
   try {
     for (const { name, description, device } of exports) {
       add(name, description, device);
@@ -190,10 +205,26 @@ export async function startNbdServer(
     listening.remove();
     throw error;
   }
+  // Each blocks a thread of a pool that file I/O shares.
+  const limit = pLimit(REMOVALS);
+  const removals = new Set<Promise<void>>();
   return {
-    uri: listening.uri,
+    uri: listening.uriOf(""),
+    uriOf: listening.uriOf,
+    add: ({ name, description, device }) => add(name, description, device),
+    remove: async (name, graceMs) => {
+      const removal = limit(() => server.remove(name, graceMs));
+      removals.add(removal);
+      try {
+        await removal;
+      } finally {
+        removals.delete(removal);
+      }
+    },
+    users,
     close: async (graceMs) => {
       listening.remove();
+      await Promise.allSettled(removals);
       await close(graceMs);
     },
   };
