@@ -273,6 +273,9 @@ OBD_API int32_t obd_view_new(struct obd_index *index,
 			     struct obd_source *const *sources, uint32_t n,
 			     uint64_t virtual_size, struct obd_view **out);
 OBD_API void obd_view_unref(struct obd_view *view);
+/* 0 when the caller's reference is the only one left: no device shows the
+ * view, and no request reads through it any more. Else 1. */
+OBD_API int32_t obd_view_busy(struct obd_view *view);
 
 /* ---- upper --------------------------------------------------------- */
 

@@ -91,6 +91,12 @@ void obd_view_unref(struct obd_view *view)
 		view_add(view, -1);
 }
 
+/* A slot that shows the view keeps refs above BIAS. */
+int32_t obd_view_busy(struct obd_view *view)
+{
+	return atomic_load_explicit(&view->refs, memory_order_acquire) != 1;
+}
+
 static struct obd_view *word_view(uint64_t word)
 {
 	return (struct obd_view *)(uintptr_t)(word & PTR_MASK);

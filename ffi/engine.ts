@@ -544,6 +544,11 @@ export function newView(
   return handle("view", out, lib.obd_view_unref);
 }
 
+/** False once no device shows a view and no request reads through it. */
+export function viewBusy(view: View): boolean {
+  return check(lib.obd_view_busy(view.pointer), "cannot look at a view") === 1;
+}
+
 /** What opening a writable layer found and did. */
 export interface UpperReport {
   records: number;

@@ -404,6 +404,12 @@ export const symbols = {
     ],
     result: "void",
   },
+  obd_view_busy: {
+    parameters: [
+      "pointer", // struct obd_view *view
+    ],
+    result: "i32",
+  },
   obd_upper_open: {
     parameters: [
       "i32", // int32_t kind

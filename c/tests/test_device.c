@@ -409,12 +409,15 @@ static void a_waiting_request_keeps_the_view_it_started_with(void)
 {
 	int fd;
 	struct obd_source *old = remote_source(91, 4096, 4096, &fd);
-	struct obd_device *dev = device_of(flat_view(obd_source_ref(old)),
-					   NULL, 4096, 60000);
+	struct obd_view *first = flat_view(obd_source_ref(old));
+	struct obd_device *dev = device_of(obd_view_ref(first), NULL, 4096,
+					   60000);
 	struct obd_view *view = flat_view(blob_source(92, 4096));
 	uint8_t buf[4096];
 	struct reader rd;
 
+	CHECK_EQ(obd_view_busy(first), 1);
+	CHECK_EQ(obd_view_busy(view), 0);
 	reader_start(&rd, dev, 0, 4096);
 	wait_parked(dev, 1);
 	CHECK_EQ(obd_device_swap(dev, view), 0);
@@ -422,11 +425,14 @@ static void a_waiting_request_keeps_the_view_it_started_with(void)
 	CHECK_EQ(obd_device_read(dev, buf, 4096, 0), 0);
 	CHECK(blob_same(92, buf, 0, 4096));
 	CHECK(!rd.ended);
+	CHECK_EQ(obd_view_busy(first), 1);
 	blob_fill(91, buf, 0, 4096);
 	MUST(obd_io_pwrite(fd, buf, 4096, 0) == 4096);
 	CHECK_EQ(obd_source_fill(old, 0, 1, 0), 0);
 	CHECK_EQ(reader_join(&rd), 0);
 	CHECK(blob_same(91, rd.buf, 0, 4096));
+	CHECK_EQ(obd_view_busy(first), 0);
+	obd_view_unref(first);
 	free(rd.buf);
 	obd_source_unref(old);
 	obd_device_unref(dev);

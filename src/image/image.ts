@@ -10,18 +10,17 @@ import {
   closeDevice,
   type Device,
   flushDevice,
-  mergeIndexes,
   newDevice,
-  newIndex,
-  newView,
 } from "../../ffi/engine.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { fileInfo } from "../layer/files.ts";
 import { type OpenLayer, openLayer, openRemoteLayer } from "../layer/open.ts";
 import { type OpenUpper, openUpper } from "../layer/upper.ts";
 import { SourceError } from "../source/source.ts";
+import type { CachedBlob } from "../source/cache/blob.ts";
 import type { SourceSet } from "../source/sources.ts";
 import { type ImageConfig, type LowerConfig } from "./config.ts";
+import { buildView, type ShownView, trackView } from "./view.ts";
 
 /** Read-only layers in one image at most (spec/lsmt.md, section 12). */
 export const MAX_LOWERS = 255;
@@ -45,10 +44,15 @@ export class ImageError extends Error {
   }
 }
 
+/** A lower, and the blob behind it while it is read from a registry. */
+export interface OpenLower extends OpenLayer {
+  remote?: { url: string; blob: CachedBlob };
+}
+
 /** The layers of an image, opened. */
 export interface OpenStack extends Disposable {
-  /** bottom first, as in the configuration */
-  lowers: readonly OpenLayer[];
+  /** bottom first, as in the configuration; others may take their places */
+  lowers: OpenLower[];
   upper: OpenUpper | undefined;
   /** bytes, a multiple of 512 */
   virtualSize: bigint;
@@ -62,6 +66,8 @@ export interface OpenImage extends AsyncDisposable {
   config: ImageConfig;
   stack: OpenStack;
   device: Device;
+  /** what the device shows of the lowers */
+  view: ShownView;
   readonly: boolean;
   /** Flushes what was written, then lets everything go. */
   close(): Promise<void>;
@@ -141,16 +147,17 @@ async function openRemote(
   lower: LowerConfig,
   config: ImageConfig,
   sources: SourceSet,
-): Promise<OpenLayer> {
+): Promise<OpenLower> {
   const url = `${config.repoBlobUrl.replace(/\/?$/, "/")}${lower.digest}`;
   try {
-    using blob = await sources.open(url);
+    using opened = await sources.open(url);
     for (let left = REMOTE_TRIES;;) {
       try {
-        return await openRemoteLayer(await sources.open(url));
+        const blob = await sources.open(url);
+        return { ...await openRemoteLayer(blob), remote: { url, blob } };
       } catch (cause) {
         if (cause instanceof SourceError || --left === 0) throw cause;
-        blob.forget();
+        opened.forget();
       }
     }
   } catch (cause) {
@@ -168,7 +175,7 @@ async function openLower(
   position: number,
   config: ImageConfig,
   sources: SourceSet | undefined,
-): Promise<OpenLayer> {
+): Promise<OpenLower> {
   const fail = (error: ImageError) =>
     new ImageError(
       `cannot open lowers[${position}]: ${error.message}`,
@@ -218,7 +225,7 @@ async function openLower(
 async function openLowers(
   config: ImageConfig,
   sources: SourceSet | undefined,
-): Promise<OpenLayer[]> {
+): Promise<OpenLower[]> {
   if (config.lowers.length > MAX_LOWERS) {
     throw new ImageError(
       `cannot stack ${config.lowers.length} lowers: at most ${MAX_LOWERS}`,
@@ -231,7 +238,7 @@ async function openLowers(
       limit(() => openLower(lower, position, config, sources))
     ),
   );
-  const layers: OpenLayer[] = [];
+  const layers: OpenLower[] = [];
   let failure: unknown;
   for (const result of results) {
     if (result.status === "fulfilled") layers.push(result.value);
@@ -339,23 +346,21 @@ export async function openStack(
   }
 }
 
-/** A device over a stack's lowers (topmost first in the view) and upper. */
-function stackDevice(stack: OpenStack, options: OpenImageOptions): Device {
-  const topFirst = stack.lowers.toReversed();
-  using index = topFirst.length === 0
-    ? newIndex(new Uint8Array(0))
-    : mergeIndexes(topFirst.map((layer) => layer.index));
-  using view = newView(
-    index,
-    topFirst.map((layer) => layer.source),
-    stack.virtualSize,
-  );
-  return newDevice(view, stack.upper?.upper, stack.virtualSize, {
-    readonly: options.readonly === true || stack.upper === undefined,
-    ...(options.deadlineMs === undefined
-      ? {}
-      : { deadlineMs: options.deadlineMs }),
-  });
+/** A device over a stack's lowers and upper. */
+function stackDevice(stack: OpenStack, options: OpenImageOptions): ShownView {
+  const view = buildView(stack.lowers, stack.virtualSize);
+  try {
+    const device = newDevice(view, stack.upper?.upper, stack.virtualSize, {
+      readonly: options.readonly === true || stack.upper === undefined,
+      ...(options.deadlineMs === undefined
+        ? {}
+        : { deadlineMs: options.deadlineMs }),
+    });
+    return trackView(device, view);
+  } catch (error) {
+    view.close();
+    throw error;
+  }
 }
 
 /**
@@ -371,9 +376,9 @@ export async function openImage(
     readonly: options.readonly ?? false,
     sources: options.sources,
   });
-  let device: Device;
+  let view: ShownView;
   try {
-    device = stackDevice(stack, options);
+    view = stackDevice(stack, options);
   } catch (cause) {
     stack.close();
     throw new ImageError(
@@ -382,6 +387,7 @@ export async function openImage(
       { cause },
     );
   }
+  const { device } = view;
   const readonly = options.readonly === true || stack.upper === undefined;
   let closing: Promise<void> | undefined;
   const close = async () => {
@@ -390,6 +396,7 @@ export async function openImage(
     } finally {
       closeDevice(device, ESHUTDOWN);
       device.close();
+      await view.close();
       stack.close();
     }
   };
@@ -398,6 +405,7 @@ export async function openImage(
     config,
     stack,
     device,
+    view,
     readonly,
     close: closeOnce,
     [Symbol.asyncDispose]: closeOnce,

@@ -12,6 +12,7 @@ import {
   closeFd,
   evict,
   fill,
+  preadFd,
   pwriteFd,
   setBitmap,
   type Source,
@@ -62,6 +63,8 @@ export interface CachedBlob extends Disposable {
   readonly size: number;
   readonly source: Source;
   readonly stats: BlobStats;
+  /** the same bytes, past the cache */
+  readonly origin: Blob;
   /** the wrapper that `window` took it out of */
   tar: TarPayload | undefined;
   /** Shows a part of it alone. */
@@ -72,6 +75,11 @@ export interface CachedBlob extends Disposable {
    * @throws {SourceError} it cannot be fetched
    */
   need(at: number, length: number): Promise<void>;
+  /**
+   * Copies bytes from `at` of the whole blob; false, and nothing copied, when
+   * not all of them are here.
+   */
+  peek(at: number, into: Bytes): boolean;
   /** Forgets everything: what was fetched is not what it should be. */
   forget(): void;
   close(): void;
@@ -260,6 +268,7 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): CachedBlob {
     size,
     source,
     stats,
+    origin: blob,
     tar: undefined,
     window: (base, length) => windowSource(source, base, length),
     async need(at, length) {
@@ -267,6 +276,14 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): CachedBlob {
       const first = Math.floor(at / unit);
       const end = Math.ceil(Math.min(size, at + length) / unit);
       await needUnits(first, end - first);
+    },
+    peek(at, into) {
+      const end = at + into.length;
+      if (end > size) return false;
+      for (let i = Math.floor(at / unit); i * unit < end; i++) {
+        if (!has(i)) return false;
+      }
+      return preadFd(fd, into, at) === into.length;
     },
     forget() {
       for (let i = 0; i < count; i++) if (has(i)) drop(i);

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * What an open image shows of its lowers: built at opening, and built anew
+ * whenever one of them is read from somewhere else, while it is used.
+ *
+ * @module
+ */
+import {
+  type Device,
+  mergeIndexes,
+  newIndex,
+  newView,
+  swapView,
+  type View,
+  viewBusy,
+} from "../../ffi/engine.ts";
+import type { OpenLayer } from "../layer/open.ts";
+
+/** How often it is looked whether the last request has left a view. */
+const BUSY_POLL_MS = 20;
+
+/** A device and the view that it shows. */
+export interface ShownView {
+  readonly device: Device;
+  /** Shows these lowers, bottom first, from the next request on. */
+  show(lowers: readonly OpenLayer[], virtualSize: bigint): void;
+  /**
+   * Closes something as soon as no request can read through what was shown
+   * before the last `show()`.
+   */
+  retire(unused: { close(): void }): void;
+  /** Waits for what was retired; the device must be closed before. */
+  close(): Promise<void>;
+}
+
+/** The view of a stack's lowers, given bottom first. */
+export function buildView(
+  lowers: readonly OpenLayer[],
+  virtualSize: bigint,
+): View {
+  const topFirst = lowers.toReversed();
+  using index = topFirst.length === 0
+    ? newIndex(new Uint8Array(0))
+    : mergeIndexes(topFirst.map((layer) => layer.index));
+  return newView(index, topFirst.map((layer) => layer.source), virtualSize);
+}
+
+async function unused(view: View): Promise<void> {
+  while (viewBusy(view)) {
+    await new Promise((done) => setTimeout(done, BUSY_POLL_MS));
+  }
+}
+
+/** Keeps track of what `device` shows; takes `first` over. */
+export function trackView(device: Device, first: View): ShownView {
+  let current = first;
+  let previous: Promise<void> = Promise.resolve();
+  const retiring = new Set<Promise<void>>();
+  const track = (work: Promise<void>) => {
+    retiring.add(work);
+    work.finally(() => retiring.delete(work));
+  };
+  return {
+    device,
+    show(lowers, virtualSize) {
+      const next = buildView(lowers, virtualSize);
+      swapView(device, next);
+      const old = current;
+      current = next;
+      const earlier = previous;
+      previous = (async () => {
+        await earlier;
+        await unused(old);
+        old.close();
+      })();
+      track(previous);
+    },
+    retire(item) {
+      track(previous.then(() => item.close()));
+    },
+    async close() {
+      await Promise.all([...retiring]);
+      current.close();
+    },
+  };
+}
