@@ -3,7 +3,9 @@
 import { deepStrictEqual as equal, ok } from "node:assert/strict";
 import fc from "fast-check";
 import { naaDesignator } from "../../src/device/tcmu/inquiry.ts";
+import type { Medium } from "../../src/device/tcmu/compare.ts";
 import { answerScsi, type ScsiDisk } from "../../src/device/tcmu/scsi.ts";
+import type { ScsiAnswer } from "../../src/device/tcmu/sense.ts";
 
 const disk: ScsiDisk = {
   sectors: 2048n,
@@ -14,18 +16,56 @@ const disk: ScsiDisk = {
   config: "overlaybd//root/config.v1.json",
 };
 
-function ask(
+/** A disk in memory; `fails` makes each access of that kind fail. */
+function memory(
+  bytes: Uint8Array,
+  fails: { read?: boolean; write?: boolean } = {},
+): Medium & { flushes: number } {
+  let last: Promise<unknown> = Promise.resolve();
+  return {
+    flushes: 0,
+    read(into, at) {
+      if (fails.read) return Promise.reject(new Error("gone"));
+      into.set(bytes.subarray(Number(at), Number(at) + into.length));
+      return Promise.resolve();
+    },
+    write(from, at) {
+      if (fails.write) return Promise.reject(new Error("full"));
+      bytes.set(from, Number(at));
+      return Promise.resolve();
+    },
+    flush() {
+      this.flushes++;
+      return Promise.resolve();
+    },
+    exclusive<T>(work: () => Promise<T>): Promise<T> {
+      const mine = last.then(work);
+      last = mine.catch(() => {});
+      return mine;
+    },
+  };
+}
+
+interface Asked {
+  of?: Partial<ScsiDisk>;
+  list?: readonly number[];
+  medium?: Medium;
+}
+
+function answer(
   cdb: readonly number[],
-  of: Partial<ScsiDisk> = {},
-  list: readonly number[] = [],
-) {
-  const answer = answerScsi({ ...disk, ...of }, {
+  { of = {}, list = [], medium = memory(new Uint8Array(0)) }: Asked,
+): ScsiAnswer | Promise<ScsiAnswer> {
+  return answerScsi({ ...disk, ...of }, {
     cdb: Uint8Array.from(cdb),
     list: () => Uint8Array.from(list),
+    medium,
   });
-  const { status, sense, data } = answer;
+}
+
+function shown({ status, sense, data }: ScsiAnswer) {
   if (sense !== undefined) {
-    equal([sense[0], sense[7], sense.length], [0x70, 10, 18]);
+    equal([(sense[0] ?? 0) & 0x7f, sense[7], sense.length], [0x70, 10, 18]);
   }
   return {
     status,
@@ -34,6 +74,25 @@ function ask(
       [sense[2], sense[12], sense[13]]
         .map((byte) => byte?.toString(16).padStart(2, "0")).join("/"),
   };
+}
+
+/** For commands that need no disk: they are answered at once. */
+function ask(
+  cdb: readonly number[],
+  of: Partial<ScsiDisk> = {},
+  list: readonly number[] = [],
+) {
+  const given = answer(cdb, { of, list });
+  if (given instanceof Promise) throw new Error("not answered at once");
+  return shown(given);
+}
+
+async function compare(cdb: readonly number[], asked: Asked) {
+  const given = await answer(cdb, asked);
+  const at = given.sense?.[0] === 0xf0
+    ? new DataView(given.sense.buffer).getUint32(3)
+    : undefined;
+  return { code: shown(given).code, at };
 }
 
 function text(bytes: Uint8Array): string {
@@ -183,7 +242,7 @@ Deno.test("VERIFY and PRE-FETCH look at their range", () => {
     ask([opcode, flags, 0, 0, lba >> 8, lba & 0xff, 0, 0, count, 0]).code;
   equal(ten(0x2f, 2040, 8), undefined);
   equal(ten(0x2f, 2041, 8), "05/21/00");
-  equal(ten(0x2f, 0, 8, 0x02), "05/24/00");
+  equal(ten(0x2f, 0, 8, 0x04), "05/24/00");
   equal(ten(0x34, 0, 8, 0x02), undefined);
   equal(ten(0x34, 2048, 1), "05/21/00");
 });
@@ -205,7 +264,7 @@ Deno.test("REPORT SUPPORTED OPERATION CODES knows what is answered", () => {
     equal(one[4], opcode);
     equal(one.length, 4 + (one[3] ?? 0));
   }
-  equal([...report(1, 0x89).data], [0, 1, 0, 0]);
+  equal([...report(1, 0x83).data], [0, 1, 0, 0]);
   equal(report(1, 0x9e).code, "05/24/00");
   equal(report(2, 0x28).code, "05/24/00");
   equal(report(3, 0x9e, 0x10).data[1], 3);
@@ -215,18 +274,92 @@ Deno.test("REPORT SUPPORTED OPERATION CODES knows what is answered", () => {
   equal(ask([0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).code, "05/20/00");
 });
 
-Deno.test("no CDB is too odd to be answered", () => {
-  fc.assert(fc.property(
+const sectors = (...bytes: number[]) =>
+  bytes.flatMap((byte) => Array<number>(512).fill(byte));
+
+Deno.test("COMPARE AND WRITE writes what compares equal, and only that", async () => {
+  const bytes = new Uint8Array(2048 * 512);
+  const medium = memory(bytes);
+  const caw = (lba: number, count: number, flags = 0) => [
+    ...[0x89, flags, 0, 0, 0, 0, 0, 0, lba >> 8, lba & 0xff],
+    ...[0, 0, 0, count, 0, 0],
+  ];
+  const none = { code: undefined, at: undefined };
+  equal(await compare(caw(3, 1), { medium, list: sectors(0, 7) }), none);
+  equal([...bytes.slice(3 * 512, 4 * 512)], sectors(7));
+  equal(await compare(caw(3, 1), { medium, list: sectors(0, 9) }), {
+    code: "0e/1d/00",
+    at: 0,
+  });
+  const nearly = sectors(7, 9).with(100, 1);
+  equal((await compare(caw(3, 1), { medium, list: nearly })).at, 100);
+  equal([...bytes.slice(3 * 512, 4 * 512)], sectors(7));
+  equal(medium.flushes, 0);
+  equal(await compare(caw(3, 1, 0x08), { medium, list: sectors(7, 8) }), none);
+  equal(medium.flushes, 1);
+  const code = async (cdb: readonly number[], asked: Asked = {}) =>
+    (await compare(cdb, { medium, list: sectors(0, 0), ...asked })).code;
+  equal(await code(caw(3, 0)), undefined);
+  equal(await code(caw(3, 2)), "05/24/00");
+  equal(await code(caw(3, 1, 0x20)), "05/24/00");
+  equal(await code(caw(2048, 1)), "05/21/00");
+  equal(await code(caw(3, 1), { list: sectors(8) }), "05/1a/00");
+  equal(await code(caw(3, 1), { of: { readonly: true } }), "05/30/05");
+  const bad = (fails: { read?: boolean; write?: boolean }) =>
+    code(caw(0, 1), { medium: memory(bytes, fails) });
+  equal(await bad({ read: true }), "03/11/00");
+  equal(await bad({ write: true }), "03/0c/00");
+});
+
+Deno.test("of two that compare with the same, one writes", async () => {
+  const medium = memory(new Uint8Array(2048 * 512));
+  const cdb = [0x89, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1, 0, 0];
+  const codes = await Promise.all(
+    [1, 2, 3].map(async (byte) =>
+      (await compare(cdb, { medium, list: sectors(0, byte) })).code
+    ),
+  );
+  equal(codes, [undefined, "0e/1d/00", "0e/1d/00"]);
+});
+
+Deno.test("VERIFY compares byte for byte, or every sector with one", async () => {
+  const bytes = new Uint8Array(4096 * 512).fill(5);
+  const medium = memory(bytes);
+  const of = { sectors: 4096n };
+  const verify = (count: number, mode: number, list: readonly number[]) =>
+    compare(
+      [0x2f, mode << 1, 0, 0, 0, 1, 0, count >> 8, count & 0xff, 0],
+      { of, medium, list },
+    );
+  equal((await verify(2, 1, sectors(5, 5))).code, undefined);
+  equal((await verify(2, 1, sectors(5))).code, "05/1a/00");
+  equal((await verify(0, 1, [])).code, undefined);
+  equal((await verify(0, 3, [])).code, undefined);
+  equal((await verify(4000, 3, sectors(5))).code, undefined);
+  bytes[512 * 3000 + 9] = 6;
+  equal(await verify(4000, 3, sectors(5)), {
+    code: "0e/1d/00",
+    at: 2999 * 512 + 9,
+  });
+});
+
+Deno.test("no CDB is too odd to be answered", async () => {
+  await fc.assert(fc.asyncProperty(
     fc.constantFrom(6, 10, 12, 16).chain((n) =>
       fc.uint8Array({ minLength: n, maxLength: n })
     ),
     fc.uint8Array({ maxLength: 600 }),
-    (cdb, list) => {
+    async (cdb, list) => {
       // The library hands over CDBs as long as their group says.
       const length = [6, 10, 10, 0, 16, 12][(cdb[0] ?? 0) >> 5] ?? 0;
       fc.pre(length === cdb.length);
-      const { status, code } = ask([...cdb], {}, [...list]);
-      ok(status === 0 ? code === undefined : code?.startsWith("05/"));
+      const { status, code } = shown(
+        await answer([...cdb], {
+          list: [...list],
+          medium: memory(new Uint8Array(2048 * 512)),
+        }),
+      );
+      ok(status === 0 ? code === undefined : /^(05|0e)\//.test(code ?? ""));
     },
   ));
 });

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The SCSI commands that need no I/O, as answers (spec/tcmu.md, section 5).
- * READ, WRITE, WRITE SAME, UNMAP and SYNCHRONIZE CACHE never come here.
+ * The SCSI commands that move no blocks, as answers (spec/tcmu.md,
+ * section 5), and the rare ones that compare them.  READ, WRITE, WRITE SAME,
+ * UNMAP and SYNCHRONIZE CACHE never come here.
  *
  * @module
  */
+import type { Bytes } from "../../../ffi/engine.ts";
+import { compareAndWrite, type Medium, verifyBytes } from "./compare.ts";
 import { inquiry } from "./inquiry.ts";
 import { modeSelect, modeSense } from "./mode.ts";
 import { good, refuse, type ScsiAnswer, SENSE, senseData } from "./sense.ts";
@@ -28,10 +31,15 @@ export interface ScsiDisk {
 export interface ScsiRequest {
   cdb: Uint8Array;
   /** called only by commands that have a parameter list */
-  list(): Uint8Array;
+  list(): Bytes;
+  /** used only by commands that compare */
+  medium: Medium;
 }
 
-type Handler = (disk: ScsiDisk, request: ScsiRequest) => ScsiAnswer;
+type Handler = (
+  disk: ScsiDisk,
+  request: ScsiRequest,
+) => ScsiAnswer | Promise<ScsiAnswer>;
 
 const SECTOR_BYTES = 512;
 const LAST_OF_32_BITS = 0xffff_ffffn;
@@ -95,10 +103,38 @@ function prefetch(disk: ScsiDisk, { cdb }: ScsiRequest): ScsiAnswer {
   return inRange(disk, cdb) ? good() : refuse(SENSE.outOfRange);
 }
 
-/** VERIFY without comparison: every read is checked anyway. */
-function verify(disk: ScsiDisk, request: ScsiRequest): ScsiAnswer {
-  const compares = ((request.cdb[1] ?? 0) & 0x06) !== 0;
-  return compares ? refuse(SENSE.invalidCdbField) : prefetch(disk, request);
+/** VERIFY: without comparison there is nothing to do, as reads check. */
+function verify(
+  disk: ScsiDisk,
+  request: ScsiRequest,
+): ScsiAnswer | Promise<ScsiAnswer> {
+  const { cdb, list, medium } = request;
+  const mode = (cdb[1] ?? 0) >> 1 & 3;
+  if (mode === 2) return refuse(SENSE.invalidCdbField);
+  if (!inRange(disk, cdb)) return refuse(SENSE.outOfRange);
+  if (mode === 0) return good();
+  const { lba, count } = range(cdb);
+  return verifyBytes(medium, list(), {
+    lba,
+    count: Number(count),
+    repeated: mode === 3,
+  });
+}
+
+function compareWrite(
+  disk: ScsiDisk,
+  { cdb, list, medium }: ScsiRequest,
+): ScsiAnswer | Promise<ScsiAnswer> {
+  const flags = cdb[1] ?? 0;
+  if (flags >> 5 !== 0) return refuse(SENSE.invalidCdbField);
+  const lba = view(cdb).getBigUint64(2);
+  const count = cdb[13] ?? 0;
+  if (lba > disk.sectors || BigInt(count) > disk.sectors - lba) {
+    return refuse(SENSE.outOfRange);
+  }
+  if (disk.readonly) return refuse(SENSE.writeProtected);
+  const fua = disk.writeCache && (flags & 0x08) !== 0;
+  return compareAndWrite(medium, list(), { lba, count, fua });
 }
 
 /** A command that REPORT SUPPORTED OPERATION CODES knows. */
@@ -125,7 +161,7 @@ const SUPPORTED: readonly Supported[] = [
   { opcode: 0x25, usage: [0x25, 0, ...FF4, 0, 0, 0, 0] },
   { opcode: 0x28, usage: [0x28, 0x18, ...FF4, 0, ...FF2, 0] },
   { opcode: 0x2a, usage: [0x2a, 0x18, ...FF4, 0, ...FF2, 0] },
-  { opcode: 0x2f, usage: [0x2f, 0x10, ...FF4, 0, ...FF2, 0] },
+  { opcode: 0x2f, usage: [0x2f, 0x16, ...FF4, 0, ...FF2, 0] },
   { opcode: 0x34, usage: [0x34, 0x02, ...FF4, 0, ...FF2, 0] },
   { opcode: 0x35, usage: [0x35, 0x02, ...FF4, 0, ...FF2, 0] },
   { opcode: 0x41, usage: [0x41, 0x08, ...FF4, 0, ...FF2, 0] },
@@ -133,8 +169,9 @@ const SUPPORTED: readonly Supported[] = [
   { opcode: 0x55, usage: [0x55, 0x11, 0, 0, 0, 0, 0, ...FF2, 0] },
   { opcode: 0x5a, usage: [0x5a, 0x18, 0xff, 0xff, 0, 0, 0, ...FF2, 0] },
   { opcode: 0x88, usage: [0x88, 0x18, ...FF8, ...FF4, 0, 0] },
+  { opcode: 0x89, usage: [0x89, 0x18, ...FF8, 0, 0, 0, 0xff, 0, 0] },
   { opcode: 0x8a, usage: [0x8a, 0x18, ...FF8, ...FF4, 0, 0] },
-  { opcode: 0x8f, usage: [0x8f, 0x10, ...FF8, ...FF4, 0, 0] },
+  { opcode: 0x8f, usage: [0x8f, 0x16, ...FF8, ...FF4, 0, 0] },
   { opcode: 0x90, usage: [0x90, 0x02, ...FF8, ...FF4, 0, 0] },
   { opcode: 0x91, usage: [0x91, 0x02, ...FF8, ...FF4, 0, 0] },
   { opcode: 0x93, usage: [0x93, 0x09, ...FF8, ...FF4, 0, 0] },
@@ -150,7 +187,7 @@ const SUPPORTED: readonly Supported[] = [
   },
   { opcode: 0xa8, usage: [0xa8, 0x18, ...FF4, ...FF4, 0, 0] },
   { opcode: 0xaa, usage: [0xaa, 0x18, ...FF4, ...FF4, 0, 0] },
-  { opcode: 0xaf, usage: [0xaf, 0x10, ...FF4, ...FF4, 0, 0] },
+  { opcode: 0xaf, usage: [0xaf, 0x16, ...FF4, ...FF4, 0, 0] },
 ];
 
 /** Every command, eight bytes each (SPC-4 6.35.2). */
@@ -225,6 +262,7 @@ const HANDLERS: ReadonlyMap<number, Handler> = new Map<number, Handler>([
   [0x34, prefetch],
   [0x55, (disk, { cdb, list }) => modeSelect(disk, cdb, list())],
   [0x5a, (disk, { cdb }) => modeSense(disk, cdb)],
+  [0x89, compareWrite],
   [0x8f, verify],
   [0x90, prefetch],
   [0x9e, serviceActionIn],
@@ -233,7 +271,10 @@ const HANDLERS: ReadonlyMap<number, Handler> = new Map<number, Handler>([
 ]);
 
 /** Answers a command; one that is not known is refused with 05/20/00. */
-export function answerScsi(disk: ScsiDisk, request: ScsiRequest): ScsiAnswer {
+export function answerScsi(
+  disk: ScsiDisk,
+  request: ScsiRequest,
+): ScsiAnswer | Promise<ScsiAnswer> {
   const handler = HANDLERS.get(request.cdb[0] ?? 0xff);
   return handler === undefined
     ? refuse(SENSE.invalidOpcode)

@@ -19,6 +19,11 @@ export const SENSE = {
   invalidCdbField: 0x052400,
   invalidListField: 0x052600,
   listLength: 0x051a00,
+  writeProtected: 0x053005,
+  readError: 0x031100,
+  writeError: 0x030c00,
+  internalFailure: 0x044400,
+  miscompare: 0x0e1d00,
 } as const;
 
 /** The answer to a command: status, sense for CHECK CONDITION, data. */
