@@ -5,7 +5,7 @@
  *
  * @module
  */
-import type { Bytes } from "../../ffi/engine.ts";
+import { rangeBody } from "./body.ts";
 import { type Blob, type SourceCode, SourceError } from "./source.ts";
 
 const ATTEMPT_MS = 30_000;
@@ -92,27 +92,34 @@ export function createRangeClient(
       known = size;
       return size;
     };
+    const range = async (at: number, length: number, signal?: AbortSignal) => {
+      const last = at + length - 1;
+      const response = await get(url, name, at, last, attempt(signal));
+      try {
+        const total = learn(response, at, last);
+        const there = Math.min(length, total - at);
+        const { body } = response;
+        return rangeBody(
+          body,
+          { total, length: there },
+          (cause) => failure(name, cause),
+        );
+      } catch (cause) {
+        await response.body?.cancel().catch(() => {});
+        throw cause;
+      }
+    };
     return {
       name,
       async size(signal) {
-        if (known !== undefined) return known;
-        const limit = attempt(signal);
-        const response = await get(url, name, 0, 0, limit);
-        await response.body?.cancel();
-        return learn(response, 0, 0);
-      },
-      async read(at, into, signal) {
-        if (into.length === 0) return;
-        const last = at + into.length - 1;
-        const response = await get(url, name, at, last, attempt(signal));
-        try {
-          learn(response, at, last);
-          await readBody(response, into);
-        } catch (cause) {
-          await response.body?.cancel().catch(() => {});
-          throw failure(name, cause);
+        if (known === undefined) {
+          const body = await range(0, 1, signal);
+          body.cancel();
+          return body.total;
         }
+        return known;
       },
+      range,
     };
   };
   const close = () => client.close();
@@ -122,21 +129,6 @@ export function createRangeClient(
 function attempt(signal: AbortSignal | undefined): AbortSignal {
   const limit = AbortSignal.timeout(ATTEMPT_MS);
   return signal === undefined ? limit : AbortSignal.any([signal, limit]);
-}
-
-/** Exactly as many bytes as there is room for. */
-async function readBody(response: Response, into: Bytes): Promise<void> {
-  let at = 0;
-  for await (const chunk of response.body ?? []) {
-    if (at + chunk.length > into.length) {
-      throw new Error(`the answer is longer than ${into.length} bytes`);
-    }
-    into.set(chunk, at);
-    at += chunk.length;
-  }
-  if (at !== into.length) {
-    throw new Error(`the answer ends after ${at} of ${into.length} bytes`);
-  }
 }
 
 /** What fetch threw, as what it means. */

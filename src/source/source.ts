@@ -37,16 +37,34 @@ export class SourceError extends Error {
   }
 }
 
+/** A range of a blob on its way here. */
+export interface RangeBody {
+  /** bytes of the whole blob */
+  readonly total: number;
+  /** bytes of this range: fewer than asked for only at the blob's end */
+  readonly length: number;
+  /**
+   * The next bytes, as many as `into` has room for; fewer only at the end.
+   * `into` is given away: what is returned lies in its memory.
+   *
+   * @throws {SourceError} they do not come
+   */
+  read(into: Bytes): Promise<Bytes>;
+  /** Wants no more of it; needless at its end. */
+  cancel(): void;
+}
+
 /** A blob somewhere else, readable by range. */
 export interface Blob {
   /** for logs and errors: no secrets, no query */
   readonly name: string;
-  /** bytes; asks once, then remembered */
+  /** bytes; asks once, then remembered, as is what any range tells */
   size(signal?: AbortSignal): Promise<number>;
   /**
-   * Exactly `into.byteLength` bytes from `at`.
+   * Bytes [at, at + length), `at` inside the blob or 0.
    *
-   * @throws {SourceError} not all of them could be had
+   * @param signal ends this and all reads of the body
+   * @throws {SourceError} they cannot be had
    */
-  read(at: number, into: Bytes, signal?: AbortSignal): Promise<void>;
+  range(at: number, length: number, signal?: AbortSignal): Promise<RangeBody>;
 }

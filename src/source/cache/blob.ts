@@ -174,14 +174,23 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): CachedBlob {
 
   const fetchRun = async (first: number, n: number) => {
     const at = first * unit;
-    const bytes = new Uint8Array(Math.min(size, (first + n) * unit) - at);
+    let bytes = new Uint8Array(Math.min(size, (first + n) * unit) - at);
     await limit(async () => {
       const signal = AbortSignal.any([
         stop.signal,
         AbortSignal.timeout(ATTEMPT_MS),
       ]);
       stats.fetches++;
-      await blob.read(at, bytes, signal);
+      const body = await blob.range(at, bytes.length, signal);
+      if (body.total !== size) {
+        body.cancel();
+        throw new SourceError(
+          "EIO",
+          `cannot read ${blob.name}: it has ${body.total} bytes, not ${size}`,
+          { retryable: false },
+        );
+      }
+      bytes = await body.read(bytes);
       stats.fetchedBytes += bytes.length;
     });
     if (!stop.signal.aborted) store(first, n, bytes);
