@@ -32,8 +32,8 @@ export function nameOf(path: string): string {
   return path.slice(path.lastIndexOf("/") + 1);
 }
 
-/** What a call of Deno threw, with its errno. */
-function withErrno(error: unknown, what: string): unknown {
+/** What a call of Deno threw, as an error with its errno. */
+export function withErrno(error: unknown, what: string): unknown {
   if (!(error instanceof Error)) return error;
   const [, errno] = /\(os error (\d+)\)/.exec(error.message) ?? [];
   return new EngineError(Number(errno ?? EIO), what);

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * What the kernel shows of TCMU: names of devices, parameters of the module,
+ * actions on a device (spec/tcmu.md, sections 1 and 3).
+ *
+ * @module
+ */
+import pLimit from "p-limit";
+import { EngineError } from "../../../ffi/errors.ts";
+import { withErrno } from "../../layer/files.ts";
+
+/** Where the kernel's file systems are mounted. */
+export interface KernelPaths {
+  sys: string;
+  dev: string;
+  configfs: string;
+}
+
+/** Where they are on any host. */
+export const KERNEL: KernelPaths = {
+  sys: "/sys",
+  dev: "/dev",
+  configfs: "/sys/kernel/config",
+};
+
+/** Bytes that the kernel keeps of a `dev_config`. */
+export const CONFIG_MAX = 255;
+
+/** A device as its uio file names it. */
+export interface TcmuName {
+  /** N of `user_N` */
+  hba: string;
+  /** the directory below that */
+  name: string;
+  /** what was written as `dev_config`: `overlaybd//path;dev_id` */
+  config: string;
+}
+
+/** `tcm-user/<hba>/<name>/<config>`; undefined: it is no TCMU device. */
+export function parseUioName(text: string): TcmuName | undefined {
+  const [, hba, name, config] =
+    /^tcm-user\/([^/]*)\/([^/]*)\/([^]*?)\n?$/.exec(text) ?? [];
+  return hba === undefined || name === undefined || config === undefined
+    ? undefined
+    : { hba, name, config };
+}
+
+/** What a `dev_config` of ours asks for. */
+export interface DeviceArgument {
+  /** of the image's configuration; empty: none was given */
+  path: string;
+  /** behind the first `;`, empty without one */
+  devId: string;
+}
+
+/**
+ * The part of a `dev_config` behind `overlaybd/`; undefined: another
+ * program's device, to be left alone.
+ */
+export function parseDeviceConfig(config: string): DeviceArgument | undefined {
+  const prefix = "overlaybd/";
+  if (!config.startsWith(prefix)) return undefined;
+  const text = config.slice(prefix.length);
+  const cut = text.indexOf(";");
+  return cut < 0
+    ? { path: text, devId: "" }
+    : { path: text.slice(0, cut), devId: text.slice(cut + 1) };
+}
+
+/** The directory of a device below configfs. */
+export function coreDevice(
+  { configfs }: Pick<KernelPaths, "configfs">,
+  { hba, name }: Pick<TcmuName, "hba" | "name">,
+): string {
+  return `${configfs}/target/core/user_${hba}/${name}`;
+}
+
+/**
+ * configfs makes us wait while another program's `rmdir` does, which may wait
+ * for us: never on the JavaScript thread, and not on all blocking threads.
+ */
+const limit = pLimit(8);
+
+/**
+ * Writes an attribute of sysfs or configfs.
+ *
+ * @throws {EngineError} ENOENT: the kernel does not have it
+ */
+export async function writeAttribute(
+  path: string,
+  value: string,
+): Promise<void> {
+  try {
+    await limit(() => Deno.writeTextFile(path, value, { create: false }));
+  } catch (error) {
+    throw withErrno(error, `cannot write ${value} to ${path}`);
+  }
+}
+
+/** The same for one that old kernels lack; false: it is not there. */
+async function writeIfThere(path: string, value: string): Promise<boolean> {
+  try {
+    await writeAttribute(path, value);
+    return true;
+  } catch (error) {
+    if (error instanceof EngineError && error.code === "ENOENT") return false;
+    throw error;
+  }
+}
+
+/** What `work` gives, or `otherwise` when that takes longer than `ms`. */
+export async function within<T>(
+  ms: number,
+  work: Promise<T>,
+  otherwise: T,
+): Promise<T> {
+  const { promise, resolve } = Promise.withResolvers<T>();
+  const timer = setTimeout(() => resolve(otherwise), ms);
+  try {
+    return await Promise.race([work, promise]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+const READ_PATIENCE_MS = 1000;
+
+/** Reads an attribute; "" where there is none, or it takes too long. */
+function readAttribute(path: string): Promise<string> {
+  const text = limit(() => Deno.readTextFile(path).catch(() => ""));
+  return within(READ_PATIENCE_MS, text, "");
+}
+
+/** Writes a parameter of the module; false: it has none of that name. */
+export function setModule(
+  { sys }: KernelPaths,
+  name: "block_netlink" | "reset_netlink",
+  on: boolean,
+): Promise<boolean> {
+  return writeIfThere(
+    `${sys}/module/target_core_user/parameters/${name}`,
+    on ? "1" : "0",
+  );
+}
+
+/** What can be done to a device; false: the kernel cannot do it. */
+export function act(
+  kernel: KernelPaths,
+  device: TcmuName,
+  action: "block_dev" | "reset_ring",
+  value: 0 | 1 | 2,
+): Promise<boolean> {
+  return writeIfThere(
+    `${coreDevice(kernel, device)}/action/${action}`,
+    String(value),
+  );
+}
+
+/** A TCMU device that the kernel has, whoever serves it. */
+export interface UioDevice extends TcmuName {
+  /** N of `/dev/uioN` */
+  minor: number;
+}
+
+/** Every TCMU device, by minor. */
+export async function listUio(kernel: KernelPaths): Promise<UioDevice[]> {
+  const dir = `${kernel.sys}/class/uio`;
+  const found: UioDevice[] = [];
+  try {
+    for await (const { name } of Deno.readDir(dir)) {
+      const [, minor] = /^uio(\d+)$/.exec(name) ?? [];
+      if (minor === undefined) continue;
+      // One that goes while we look is not there.
+      const text = await Deno.readTextFile(`${dir}/${name}/name`)
+        .catch(() => "");
+      const parsed = parseUioName(text);
+      if (parsed !== undefined) found.push({ ...parsed, minor: Number(minor) });
+    }
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+  return found.sort((a, b) => a.minor - b.minor);
+}
+
+/** Bytes to map of `/dev/uioN`. */
+export async function mapSize(
+  { sys }: KernelPaths,
+  minor: number,
+): Promise<bigint> {
+  const path = `${sys}/class/uio/uio${minor}/maps/map0/size`;
+  try {
+    return BigInt((await Deno.readTextFile(path)).trim());
+  } catch (error) {
+    throw withErrno(error, `cannot read ${path}`);
+  }
+}
+
+/** The kernel's number of a device, which answers to its events carry. */
+export async function deviceIndex(
+  kernel: KernelPaths,
+  device: TcmuName,
+): Promise<number | undefined> {
+  const text = await readAttribute(
+    `${coreDevice(kernel, device)}/statistics/scsi_dev/indx`,
+  );
+  return /^\d+\s*$/.test(text) ? Number(text) : undefined;
+}
+
+/** The serial that was written for a device, empty where none was. */
+export async function configuredSerial(
+  kernel: KernelPaths,
+  device: TcmuName,
+): Promise<string> {
+  const text = await readAttribute(
+    `${coreDevice(kernel, device)}/wwn/vpd_unit_serial`,
+  );
+  const [, serial = ""] = /^T10 VPD Unit Serial Number: ?([^\n]*)/.exec(text) ??
+    [];
+  return serial.trim();
+}
+
+/**
+ * A serial of 32 hex digits for a device that was given none: the same for
+ * the same device and configuration, and for no other.
+ */
+export async function derivedSerial(device: TcmuName): Promise<string> {
+  const { hba, name, config } = device;
+  const text = new TextEncoder().encode(`${hba}/${name}/${config}`);
+  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", text));
+  return hash.subarray(0, 16).toHex();
+}
