@@ -31,7 +31,7 @@ packages=(
 	binutils
 	# to test
 	clang llvm libnbd-bin nbdkit qemu-utils e2fsprogs fuse3 fio g++
-	debootstrap util-linux psmisc file
+	debootstrap util-linux psmisc file mandoc
 	gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 )
 installed() { dpkg-query -W -f '${Status}\n' "$1" 2>/dev/null |
