@@ -31,7 +31,10 @@ packages=(
 	binutils
 	# to test
 	clang llvm libnbd-bin nbdkit qemu-utils e2fsprogs fuse3 fio g++
-	debootstrap util-linux psmisc file mandoc
+	debootstrap util-linux psmisc file
+	# to test in a virtual machine
+	qemu-system-x86 busybox-static kmod xz-utils sg3-utils xfsprogs
+	erofs-utils open-iscsi
 	gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 )
 installed() { dpkg-query -W -f '${Status}\n' "$1" 2>/dev/null |

@@ -65,7 +65,7 @@ whole lint make -s BUILD="$BUILD" lint
 whole aarch64 make -s BUILD="$BUILD" aarch64
 counted c-test make -s BUILD="$BUILD" c-test
 counted fuzz make -s BUILD="$BUILD" FUZZ_SECONDS="$FUZZ_SECONDS" fuzz
-for part in lib unit interop model fault build; do
+for part in lib unit interop model fault build vm; do
 	ls tests/$part/*_test.ts >/dev/null 2>&1 || continue
 	deno_tests "$part" "tests/$part"
 done

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Tests in a virtual machine: a guest script is one boot, each `check` in it
+ * one test.
+ *
+ * @module
+ */
+import { equal, ok } from "node:assert/strict";
+import { dirname, join, resolve } from "node:path";
+import { EXECUTABLE, mustRun, ROOT, run } from "./env.ts";
+
+const VM_RUN = join(ROOT, "tests/vm/vm-run");
+const SOAK = Deno.env.get("OVERLAYBD_SOAK") ?? "";
+
+/** Debian's kernels that the tests run on. */
+export const KERNELS = ["linux-image-amd64", "linux-image-6.12-amd64"] as const;
+
+/** How a guest is to be booted. */
+export interface GuestOptions {
+  kernel?: (typeof KERNELS)[number];
+  /** MiB */
+  memory?: number;
+  /** scratch disk at /mnt/disk, `"4G"` */
+  disk?: string;
+  /** s */
+  timeout?: number;
+  /** kernel modules to load first */
+  modules?: readonly string[];
+  /** run only the checks whose name this matches */
+  only?: string;
+}
+
+/** What a check came to. */
+interface Outcome {
+  passed: boolean;
+  /** what was said while it ran */
+  said: string;
+}
+
+/** Why no guest with this kernel can be booted here; undefined: it can. */
+async function reasonAgainst(kernel: string): Promise<string | undefined> {
+  if (EXECUTABLE === undefined) return "no executable was built";
+  const { code, stderr } = await run(VM_RUN, ["--kernel", kernel, "--prepare"]);
+  return code === 0 ? undefined : stderr.trim().split("\n").at(-1);
+}
+
+let installed: Promise<unknown> | undefined;
+
+/** `make install` into build/vm, which guests see as their /opt. */
+function installProduct(): Promise<unknown> {
+  const executable = resolve(EXECUTABLE ?? "");
+  const to = join(ROOT, "build/vm");
+  return installed ??= mustRun("sh", [
+    "-c",
+    `rm -rf ${to} && scripts/install.sh`,
+  ], {
+    cwd: ROOT,
+    env: {
+      BUILD: dirname(executable),
+      DESTDIR: to,
+      PREFIX: "/opt/overlaybd",
+      SYSCONFDIR: "/etc/overlaybd",
+      UNITDIR: "/opt/overlaybd",
+      BASHCOMPDIR: "/completions",
+      ZSHCOMPDIR: "/completions",
+    },
+  });
+}
+
+/** Results by the name of the check, from what the guest printed. */
+function outcomes(stdout: string, stderr: string): Map<string, Outcome> {
+  const said = new Map<string, string>();
+  for (const part of stderr.split(/^-- (?!end$)/m).slice(1)) {
+    const [name = "", ...lines] = part.split("\n");
+    const end = lines.indexOf("-- end");
+    said.set(name, lines.slice(0, end < 0 ? undefined : end).join("\n"));
+  }
+  const found = new Map<string, Outcome>();
+  for (const [, not, name = ""] of stdout.matchAll(/^(not )?ok - (.*)$/mg)) {
+    found.set(name, { passed: not === undefined, said: said.get(name) ?? "" });
+  }
+  return found;
+}
+
+/** A guest that has ended. */
+interface Boot {
+  found: Map<string, Outcome>;
+  /** the last it said */
+  tail: string;
+  code: number;
+}
+
+async function boot(script: string, options: GuestOptions): Promise<Boot> {
+  await installProduct();
+  const { kernel = KERNELS[0], memory = 1024, timeout = 300 } = options;
+  const times = SOAK === "" ? 1 : 10;
+  const { code, stdout, stderr } = await run(VM_RUN, [
+    ...["--kernel", kernel, "--mem", `${memory}`],
+    ...["--timeout", `${timeout * times}`],
+    ...options.disk === undefined ? [] : ["--disk", options.disk],
+    ...(options.modules ?? []).flatMap((name) => ["--module", name]),
+    ...["--env", `ROOT=${ROOT}`, "--env", `SOAK=${SOAK}`],
+    ...["--env", `ONLY=${options.only ?? Deno.env.get("VM_ONLY") ?? ""}`],
+    ...["--", "bash", `/mnt/host${ROOT}/tests/vm/guest/${script}`],
+  ]);
+  const tail = stderr.split("\n").slice(-60).join("\n");
+  if (Deno.env.has("VM_VERBOSE")) console.log(stdout + stderr);
+  return { found: outcomes(stdout, stderr), tail, code };
+}
+
+/** Names of the checks in a guest script: `check "name" command`. */
+export function checksOf(script: string): string[] {
+  const text = Deno.readTextFileSync(join(ROOT, "tests/vm/guest", script));
+  return [...text.matchAll(/^check "([^"]*)"/mg)].map(([, name = ""]) => name);
+}
+
+/**
+ * Registers a test for each check of a guest script; the first to run boots
+ * the guest.  Ignored, with the reason, where no guest can be booted.
+ */
+export async function guestTests(
+  script: string,
+  options: GuestOptions = {},
+): Promise<void> {
+  const { kernel = KERNELS[0], only = Deno.env.get("VM_ONLY") ?? "" } = options;
+  const why = await reasonAgainst(kernel);
+  const where = kernel === KERNELS[0] ? "" : ` (${kernel})`;
+  let booted: Promise<Boot> | undefined;
+  for (const name of checksOf(script)) {
+    if (!new RegExp(only).test(name)) continue;
+    Deno.test({
+      name: `${name}${where}${why === undefined ? "" : ` (ignored: ${why})`}`,
+      ignore: why !== undefined,
+      // The guest outlives the test that boots it only in what it said.
+      sanitizeOps: false,
+      sanitizeResources: false,
+      fn: async () => {
+        const { found, tail, code } = await (booted ??= boot(script, options));
+        const outcome = found.get(name);
+        ok(
+          outcome !== undefined,
+          `the guest ended (${code}) before this check:\n${tail}`,
+        );
+        equal(outcome.passed, true, outcome.said);
+      },
+    });
+  }
+}

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+#
+# What guest scripts share.  Sourced; stdout carries results only, everything
+# else goes to stderr.
+#
+# From the host: ROOT, the source tree; SOAK, not empty for whole counts;
+# ONLY, a pattern of the checks to run.
+export PATH=/opt/overlaybd/bin:$PATH
+export OVERLAYBD_CACHE_DIR=/run/overlaybd-unpacked
+CORE=/sys/kernel/config/target/core
+LOOPBACK=/sys/kernel/config/target/loopback
+exec 3>&1 >&2
+
+# check NAME COMMAND...: a shell of its own, that ends at the first failure.
+check() {
+	local name=$1 rc
+	shift
+	[[ -z ${ONLY:-} || $name =~ $ONLY ]] || return 0
+	echo "-- $name"
+	(
+		set -eE
+		trap 'echo "failed: $BASH_COMMAND (line $LINENO)" >&2' ERR
+		"$@"
+	) &
+	wait $!
+	rc=$?
+	if [ $rc -eq 0 ]; then echo "ok - $name" >&3; else
+		echo "not ok - $name" >&3
+	fi
+	echo "-- end"
+}
+
+# count N: N when everything is asked for, else a tenth, at least 1
+count() {
+	if [ -n "${SOAK:-}" ]; then echo "$1"; else echo $((($1 + 9) / 10)); fi
+}
+
+say() { echo "$EPOCHREALTIME $*"; }
+
+# until_ok SECONDS COMMAND...: tries it until it succeeds
+until_ok() {
+	local end=$((SECONDS + $1))
+	shift
+	until "$@" 2>/dev/null; do
+		[ $SECONDS -lt $end ] || { echo "never: $*"; return 1; }
+		sleep 0.1
+	done
+}
+
+# refuses PATTERN COMMAND...: fails, saying PATTERN in one line on stderr
+refuses() {
+	local pattern=$1 said
+	shift
+	if said=$("$@" 2>&1); then echo "not refused: $*: $said"; return 1; fi
+	[[ $said != *$'\n'* && $said =~ $pattern ]] ||
+		{ echo "$*: said '$said', not '$pattern'"; return 1; }
+}
+
+equal() { [ "$1" = "$2" ] || { echo "got '$1', expected '$2'"; return 1; }; }
+
+install_product() {
+	mkdir -p /opt/overlaybd /etc/overlaybd /var/log
+	mount --bind "/mnt/host$ROOT/build/vm/opt/overlaybd" /opt/overlaybd
+}
+
+# service_config KEYS: writes the service's configuration
+service_config() {
+	mkdir -p /mnt/disk/cache
+	cat >/etc/overlaybd/overlaybd.json <<-END
+	{"logConfig": {"logLevel": ${LOG_LEVEL:-1}, "logPath": "/tmp/overlaybd.log"},
+	 "cacheConfig": {"cacheType": "file", "cacheDir": "/mnt/disk/cache", "cacheSizeGB": 1},
+	 "enableAudit": false ${1:+, $1}}
+	END
+}
+
+# ---- the daemon ------------------------------------------------------------
+DAEMON=/run/daemon.pid
+
+replies_seen() { dmesg | grep -c 'tcmu daemon: command reply support 1' || :; }
+netlink_open() {
+	grep -q '[N0]' /sys/module/target_core_user/parameters/block_netlink
+}
+daemon_pid() { cat "$DAEMON"; }
+daemon_alive() { kill -0 "$(daemon_pid)"; }
+
+# launch_daemon: starts it, does not wait
+launch_daemon() {
+	overlaybd-tcmu </dev/null >>/tmp/daemon.out 2>&1 3>&- &
+	echo $! >"$DAEMON"
+}
+_ready() { [ "$(replies_seen)" -gt "$1" ] && netlink_open; }
+start_daemon() {
+	local before
+	before=$(replies_seen)
+	launch_daemon
+	until_ok 60 _ready "$before" || { tail -20 /tmp/daemon.out; return 1; }
+}
+stop_daemon() {
+	local pid
+	pid=$(daemon_pid)
+	kill -TERM "$pid"
+	until_ok "${1:-30}" gone "$pid"
+}
+gone() { ! kill -0 "$1" || [ "$(cut -d' ' -f3 "/proc/$1/stat")" = Z ]; }
+
+# ---- images ----------------------------------------------------------------
+# writable DIR MB [-s]: an image with only a writable layer
+writable() {
+	local dir=$1 mb=$2
+	shift 2
+	mkdir -p "$dir"
+	overlaybd create "$@" "$dir/data" "$dir/index" $(((mb + 1023) / 1024))
+	cat >"$dir/config.v1.json" <<-END
+	{"lowers": [], "upper": {"data": "$dir/data", "index": "$dir/index"},
+	 "resultFile": "$dir/result"}
+	END
+}
+
+# layered DIR LAYER...: a read-only image of these layers
+layered() {
+	local dir=$1 layer lowers=
+	shift
+	mkdir -p "$dir"
+	for layer; do lowers+="${lowers:+, }{\"file\": \"$layer\"}"; done
+	cat >"$dir/config.v1.json" <<-END
+	{"lowers": [$lowers], "resultFile": "$dir/result"}
+	END
+}
+
+# ---- configfs, as the snapshotter does it (spec/client.md, section 2) --------
+# wwn ID: naa.199 and the id, padded to 13 digits
+wwn() { printf 'naa.199%13s' "$1" | tr ' ' 0; }
+
+# snapshotter_attach ID CONFIG: prints /dev/sdX
+snapshotter_attach() {
+	local id=$1 config=$2 i device port address disk=
+	device=$CORE/user_999999999/dev_$id
+	port=$LOOPBACK/$(wwn "$id")/tpgt_1
+	mkdir -p "$device"
+	echo -n "dev_config=overlaybd/$config" >"$device/control"
+	echo -n "max_data_area_mb=4" >"$device/control"
+	for ((i = 0; ; i++)); do
+		! enable_says "$device" || break
+		[[ $said == *"temporarily unavailable"* && $i -lt 100 ]] ||
+			{ echo "enable: $said"; return 1; } >&2
+		sleep 0.05
+	done
+	echo -n 2147483 >"$device/attrib/cmd_time_out"
+	mkdir -p "$port/lun/lun_0"
+	echo -n "$(wwn "$id")" >"$port/nexus"
+	ln -s "$device" "$port/lun/lun_0/dev_$id"
+	address=$(cat "$port/address")
+	for ((i = 0; i < 50; i++)); do
+		disk=$(ls "/sys/class/scsi_device/$address:0/device/block" 2>/dev/null) &&
+			[ -n "$disk" ] && break
+		sleep 0.01
+	done
+	[ -n "$disk" ]
+	echo 2147483 >"/sys/block/$disk/device/timeout"
+	echo "/dev/$disk"
+}
+
+# enable_says DEVICE: writes enable; $said is what the kernel said
+enable_says() {
+	said=$( (echo -n 1 >"$1/enable") 2>&1)
+}
+
+snapshotter_detach() {
+	local id=$1 port
+	port=$LOOPBACK/$(wwn "$id")
+	rm "$port/tpgt_1/lun/lun_0/dev_$id"
+	rmdir "$port/tpgt_1/lun/lun_0" "$port/tpgt_1" "$port"
+	rmdir "$CORE/user_999999999/dev_$id"
+}
