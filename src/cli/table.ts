@@ -501,6 +501,51 @@ export const COMMANDS = {
     examples: [],
     ignoresUnknown: true,
   },
+  attach: {
+    summary: "make an image a disk of this machine",
+    details: "overlaybd-tcmu must run. Prints the disk, /dev/sdX. What was " +
+      "made is removed again when a step fails.",
+    positionals: {
+      config: {
+        kind: "text",
+        required: true,
+        help: "image configuration, with ;dev_id if it is to have one",
+      },
+    },
+    options: {
+      id: {
+        names: ["--id"],
+        value: "ID",
+        kind: "text",
+        help: "1 to 13 letters, digits, - or _; by default one that the " +
+          "configuration's path gives",
+      },
+      json,
+    },
+    examples: [
+      ["attach image.json", "prints /dev/sda"],
+      ["attach image.json --id 7", "a second disk of the same image"],
+    ],
+  },
+  detach: {
+    summary: "take an attached disk away",
+    details: "Refused while it is mounted or otherwise in use.",
+    positionals: {
+      device: {
+        kind: "text",
+        required: true,
+        help: "its id, its /dev/sdX, or its image configuration",
+      },
+    },
+    options: {},
+    examples: [["detach /dev/sda", "or: detach image.json"]],
+  },
+  ls: {
+    summary: "list images that are disks of this machine",
+    positionals: {},
+    options: { json },
+    examples: [["ls --json", "id, disk, config, size, state, mounted"]],
+  },
   config: {
     summary: "check the service configuration, or show what it means",
     details: "show prints every value that counts and where it came from: " +

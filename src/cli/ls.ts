@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * `ls`: the images that the kernel has as devices.
+ *
+ * @module
+ */
+import { HOST } from "../device/tcmu/configfs.ts";
+import { type FoundDevice, listDevices } from "../device/tcmu/devices.ts";
+import { EXIT } from "./exit.ts";
+import { printJson, stdoutPrinter } from "./print.ts";
+import { formatBytes } from "./progress.ts";
+import type { Args } from "./table.ts";
+
+const TITLES = ["ID", "DISK", "SIZE", "STATE", "USED", "CONFIG"];
+
+function row(device: FoundDevice): string[] {
+  const { id, disk, size, state, mounted, exported, config } = device;
+  return [
+    id,
+    disk ?? "-",
+    size === null ? "-" : formatBytes(size),
+    state,
+    [...mounted, ...exported].join(", ") || "-",
+    config,
+  ];
+}
+
+/** Runs `overlaybd ls [--json]`. */
+export async function run(args: Args<"ls">): Promise<number> {
+  const devices = await listDevices(HOST);
+  if (args.json) {
+    printJson(devices.map(({ exports: _, ...device }) => device));
+    return EXIT.ok;
+  }
+  const rows = [TITLES, ...devices.map(row)];
+  const widths = TITLES.map((_, i) =>
+    Math.max(...rows.map((cells) => cells[i]?.length ?? 0))
+  );
+  const out = stdoutPrinter();
+  for (const cells of rows) {
+    const padded = cells.map((cell, i) => cell.padEnd(widths[i] ?? 0));
+    out.line(padded.join("  ").trimEnd());
+  }
+  out.flush();
+  return EXIT.ok;
+}
