@@ -5,7 +5,7 @@
  * @module
  */
 import { HOST } from "../device/tcmu/configfs.ts";
-import { type FoundDevice, listDevices } from "../device/tcmu/devices.ts";
+import { type FoundDevice, listDevices } from "../device/tcmu/inventory.ts";
 import { EXIT } from "./exit.ts";
 import { printJson, stdoutPrinter } from "./print.ts";
 import { formatBytes } from "./progress.ts";

@@ -19,7 +19,7 @@ import {
   isClaimed,
   isServed,
   listDevices,
-} from "../device/tcmu/devices.ts";
+} from "../device/tcmu/inventory.ts";
 import { coreDevice } from "../device/tcmu/kernel.ts";
 import { readImageConfig } from "../image/config.ts";
 import { directoryOf, fileInfo, fullPath } from "../layer/files.ts";

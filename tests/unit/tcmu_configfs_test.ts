@@ -16,7 +16,7 @@ import {
   namesOf,
   RefusedError,
 } from "../../src/device/tcmu/configfs.ts";
-import { listDevices } from "../../src/device/tcmu/devices.ts";
+import { listDevices } from "../../src/device/tcmu/inventory.ts";
 
 const PATHS = { sys: "/sys", dev: "/dev", configfs: "/cfg", proc: "/proc" };
 const CORE = "/cfg/target/core";
