@@ -18,6 +18,10 @@ SYSCONFDIR := /etc/overlaybd
 UNITDIR := /usr/lib/systemd/system
 BASHCOMPDIR := /usr/share/bash-completion/completions
 ZSHCOMPDIR := /usr/share/zsh/vendor-completions
+BINDIR := /usr/bin
+SHAREDIR := /usr/share/overlaybd
+MANDIR := /usr/share/man
+DOCDIR := /usr/share/doc/overlaybd-deno
 
 CC := gcc
 CLANG := clang
@@ -67,7 +71,7 @@ DENORT_ELF := $(BUILD)/denort
 all: build
 
 .PHONY: all setup build lib demo test bench soak fuzz fuzz-coverage c-test
-.PHONY: aarch64 install clean distclean lint fmt check
+.PHONY: aarch64 install deb tarball clean distclean lint fmt check
 .DELETE_ON_ERROR:
 .SECONDARY:
 MAKEFLAGS += --no-builtin-rules
@@ -283,11 +287,17 @@ soak: setup build
 	@OVERLAYBD_BIN=$(abspath $(EXE)) OVERLAYBD_SOAK=1 \
 		$(DENO) test -A tests/soak tests/vm
 
+PLACES = BUILD=$(BUILD) DENO=$(DENO) PREFIX=$(PREFIX) BINDIR=$(BINDIR) \
+	SYSCONFDIR=$(SYSCONFDIR) UNITDIR=$(UNITDIR) SHAREDIR=$(SHAREDIR) \
+	BASHCOMPDIR=$(BASHCOMPDIR) ZSHCOMPDIR=$(ZSHCOMPDIR) \
+	MANDIR=$(MANDIR) DOCDIR=$(DOCDIR)
+
 install: build
-	@BUILD=$(BUILD) DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) \
-		SYSCONFDIR=$(SYSCONFDIR) UNITDIR=$(UNITDIR) \
-		BASHCOMPDIR=$(BASHCOMPDIR) ZSHCOMPDIR=$(ZSHCOMPDIR) \
-		scripts/install.sh
+	@$(PLACES) DESTDIR=$(DESTDIR) scripts/install.sh
+
+# What they hold is what `make install` lays out, without a configuration.
+deb tarball: build
+	@$(PLACES) scripts/package.sh $@
 
 # Keeps what was downloaded; distclean does not.
 clean:

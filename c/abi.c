@@ -39,6 +39,10 @@ AT(obd_device_stats, discards, 32);
 AT(obd_device_stats, misses, 64);
 AT(obd_device_stats, allocations, 88);
 
+SIZE(obd_trace_read, 24);
+AT(obd_trace_read, length, 8);
+AT(obd_trace_read, layer, 16);
+
 SIZE(obd_miss, 32);
 AT(obd_miss, first, 8);
 AT(obd_miss, count, 16);

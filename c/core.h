@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * core.h - the structs behind source, view, upper, device and request:
- * shared by source.c miss.c view.c upper*.c device.c request.c alone.
+ * shared by source.c miss.c view.c upper*.c device.c request.c trace.c
+ * alone.
  *
  * Locks, in the order in which they may be taken:
  *   upper->order   who may change a sparse file (shared: whole blocks)
  *   upper->syncing one flush at a time
  *   upper->append  order of index records, ends of both files
  *   miss lock      parked requests, the units asked for (miss.c)
+ *   trace->lock    what was read
  *   upper->maplock the map in memory
  * None is held while a request's done() runs.
  */
@@ -209,6 +211,7 @@ struct obd_device {
 	struct obd_upper *upper;     /* NULL: none */
 	_Atomic int32_t closed;      /* 0, or -errno for new requests */
 	struct obd_view_slot view;
+	struct obd_trace *_Atomic trace; /* NULL: never asked for */
 	struct obd_counters counters[STAT_SHARDS];
 };
 
@@ -261,6 +264,13 @@ OBD_HIDDEN void obd_walk_start(struct obd_walk *w, struct obd_upper *upper,
 			       struct obd_view *view, uint64_t lba,
 			       uint64_t end);
 OBD_HIDDEN bool obd_walk_next(struct obd_walk *w, struct obd_piece *piece);
+
+/* ---- trace.c ----------------------------------------------------------- */
+
+OBD_HIDDEN void obd_trace_free(struct obd_trace *trace);
+/* A read has ended well; the request still has its view. */
+OBD_HIDDEN void obd_trace_note(struct obd_trace *trace,
+			       const struct obd_request *req);
 
 /* ---- requests (request.c, miss.c) -------------------------------------- */
 

@@ -142,6 +142,7 @@ void obd_device_unref(struct obd_device *dev)
 		return;
 	obd_view_publish(&dev->view, NULL);
 	obd_upper_unref(dev->upper);
+	obd_trace_free(atomic_load(&dev->trace));
 	free(dev);
 	atomic_fetch_sub(&devices, 1);
 }

@@ -368,6 +368,24 @@ struct obd_device_stats {    /* 96 bytes, running totals */
 OBD_API int32_t obd_device_stat(struct obd_device *dev,
 				struct obd_device_stats *out);
 
+/* ---- trace: what a device read of its lowers ----------------------- */
+
+struct obd_trace_read {      /* 24 bytes */
+	uint64_t at;         /* 0: bytes, in what the layer's source shows */
+	uint64_t length;     /* 8: bytes */
+	uint32_t layer;      /* 16: 0 = bottom of the view */
+	uint32_t zero;       /* 20 */
+};
+/* From now on every read that succeeds is noted, piece by piece, in the
+ * order in which reads end; pieces that continue each other are one.  At
+ * most max are kept until they are taken.  0: stop, and drop them. */
+OBD_API int32_t obd_device_trace(struct obd_device *dev, uint64_t max);
+/* Takes up to max, oldest first; *lost: how many had no room since the
+ * start.  Returns how many. */
+OBD_API int32_t obd_device_trace_take(struct obd_device *dev,
+				      struct obd_trace_read *out,
+				      uint32_t max, uint64_t *lost);
+
 /* For the bench: n reads of `size` bytes at offsets[], into one buffer,
  * one thread, the calling one.  Blocks. 0 or the first error. */
 OBD_API int32_t obd_device_read_many(struct obd_device *dev,

@@ -373,6 +373,7 @@ static enum step run(struct obd_request *req, enum obd_try how)
 static void count_ended(struct obd_request *req)
 {
 	struct obd_device *dev = req->dev;
+	struct obd_trace *trace;
 
 	if (obd_unlikely(req->err)) {
 		obd_count(dev, ST_ERRORS, 1);
@@ -382,6 +383,10 @@ static void count_ended(struct obd_request *req)
 	case OBD_READ:
 		obd_count(dev, ST_READS, 1);
 		obd_count(dev, ST_READ_BYTES, req->length);
+		trace = atomic_load_explicit(&dev->trace,
+					     memory_order_acquire);
+		if (obd_unlikely(trace))
+			obd_trace_note(trace, req);
 		break;
 	case OBD_FLUSH:
 		obd_count(dev, ST_FLUSHES, 1);

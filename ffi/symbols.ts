@@ -593,6 +593,22 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_device_trace: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "u64", // uint64_t max
+    ],
+    result: "i32",
+  },
+  obd_device_trace_take: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "buffer", // struct obd_trace_read *out
+      "u32", // uint32_t max
+      "buffer", // uint64_t *lost
+    ],
+    result: "i32",
+  },
   obd_device_read_many: {
     parameters: [
       "pointer", // struct obd_device *dev

@@ -2,27 +2,64 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # `make install`: the executable under all its names, its runtime unpacked
-# beside it (so that no start unpacks anything), configuration, unit and
-# completions.  A configuration that is there already is kept.
+# beside it (so that no start unpacks anything), unit, completions, manual
+# and documentation, and a configuration where there is none.
+#
+# PACKAGE=1 leaves the configuration out: a package's scripts, or whoever
+# unpacks the tarball, make it from the samples in $SHAREDIR.
 set -euo pipefail
+umask 022
 exe=$BUILD/overlaybd
 bin=$DESTDIR$PREFIX/bin
 lib=$DESTDIR$PREFIX/lib/overlaybd
-conf=$DESTDIR$SYSCONFDIR
 
-install -d -m 0755 "$bin" "$lib" "$conf" "$DESTDIR$UNITDIR" \
-	"$DESTDIR$BASHCOMPDIR" "$DESTDIR$ZSHCOMPDIR"
-install -m 0755 "$exe" "$bin/overlaybd"
+# text MODE FROM TO: with the directories that were chosen.
+text() {
+	install -d "$(dirname "$DESTDIR$3")"
+	sed -e "s#/opt/overlaybd#$PREFIX#g" -e "s#/etc/overlaybd#$SYSCONFDIR#g" \
+		"$2" >"$DESTDIR$3"
+	chmod "$1" "$DESTDIR$3"
+}
+
+install -d "$bin" "$lib" "$DESTDIR$PREFIX/baselayers" "$DESTDIR$BINDIR" \
+	"$DESTDIR$BASHCOMPDIR" "$DESTDIR$ZSHCOMPDIR" "$DESTDIR$MANDIR" \
+	"$DESTDIR$DOCDIR"
+# A running one keeps the old file.
+install -m 0755 "$exe" "$bin/overlaybd.new"
+mv "$bin/overlaybd.new" "$bin/overlaybd"
 for name in create commit zfile merge resize tcmu; do
 	ln -sfn overlaybd "$bin/overlaybd-$name"
 done
+ln -sfn "$PREFIX/bin/overlaybd" "$DESTDIR$BINDIR/overlaybd"
 OVERLAYBD_UNPACK_TO=$lib "$bin/overlaybd"
 # The launcher makes private directories; these are everybody's to read.
 chmod -R go+rX "$lib"
-[ -e "$conf/overlaybd.json" ] ||
-	install -m 0644 etc/overlaybd.json "$conf/overlaybd.json"
-sed "s#/opt/overlaybd/bin#$PREFIX/bin#" etc/overlaybd-tcmu.service \
-	>"$DESTDIR$UNITDIR/overlaybd-tcmu.service"
-chmod 0644 "$DESTDIR$UNITDIR/overlaybd-tcmu.service"
-"$bin/overlaybd" completion bash >"$DESTDIR$BASHCOMPDIR/overlaybd"
-"$bin/overlaybd" completion zsh >"$DESTDIR$ZSHCOMPDIR/_overlaybd"
+
+text 0644 etc/overlaybd-tcmu.service "$UNITDIR/overlaybd-tcmu.service"
+# Where the original has it, and its users enable it from.
+text 0644 etc/overlaybd-tcmu.service "$PREFIX/overlaybd-tcmu.service"
+text 0644 etc/overlaybd.json "$SHAREDIR/overlaybd.json"
+text 0644 etc/cred.json "$SHAREDIR/cred.json"
+text 0644 etc/grafana-dashboard.json "$SHAREDIR/grafana-dashboard.json"
+
+"$exe" completion bash >"$DESTDIR$BASHCOMPDIR/overlaybd"
+"$exe" completion zsh >"$DESTDIR$ZSHCOMPDIR/_overlaybd"
+
+"$DENO" run -A --no-lock scripts/reference/man.ts "$BUILD/man"
+for page in "$BUILD"/man/man?/*; do
+	dir=$DESTDIR$MANDIR/$(basename "$(dirname "$page")")
+	install -d "$dir"
+	gzip -9n <"$page" >"$dir/$(basename "$page").gz"
+done
+
+for file in README.md docs/*.md; do
+	[ ! -e "$file" ] || install -m 0644 "$file" "$DESTDIR$DOCDIR/"
+done
+install -m 0644 etc/debian/copyright LICENSE "$DESTDIR$DOCDIR/"
+
+[ -z "${PACKAGE:-}" ] || exit 0
+install -d "$DESTDIR$SYSCONFDIR"
+[ -e "$DESTDIR$SYSCONFDIR/overlaybd.json" ] ||
+	text 0644 etc/overlaybd.json "$SYSCONFDIR/overlaybd.json"
+[ -e "$DESTDIR$PREFIX/cred.json" ] ||
+	text 0600 etc/cred.json "$PREFIX/cred.json"

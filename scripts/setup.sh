@@ -31,7 +31,7 @@ packages=(
 	binutils
 	# to test
 	clang llvm libnbd-bin nbdkit qemu-utils e2fsprogs fuse3 fio g++
-	debootstrap util-linux psmisc file
+	debootstrap util-linux psmisc file mandoc
 	# to test in a virtual machine
 	qemu-system-x86 busybox-static kmod xz-utils sg3-utils xfsprogs
 	erofs-utils open-iscsi

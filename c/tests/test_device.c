@@ -438,6 +438,97 @@ static void a_waiting_request_keeps_the_view_it_started_with(void)
 	obd_device_unref(dev);
 }
 
+/* ---- trace -------------------------------------------------------------- */
+
+static bool noted(const struct obd_trace_read *r, uint32_t layer,
+		  uint64_t at, uint64_t length)
+{
+	return r->layer == layer && r->at == at && r->length == length &&
+	       !r->zero;
+}
+
+/* 0..8 of the top, 8..16 zeroed, 16..24 of the bottom, a hole, 40..48. */
+static struct obd_view *traced_view(void)
+{
+	struct obd_record rec[] = {
+		rec_make(0, 8, 100, false, 0), rec_make(8, 8, 0, true, 0),
+		rec_make(16, 8, 8, false, 1), rec_make(40, 8, 16, false, 1),
+	};
+	struct obd_source *src[] = { blob_source(0, MIB),
+				     blob_source(1, MIB) };
+
+	return view_of(rec, 4, src, 2, SIZE);
+}
+
+static void a_trace_has_what_lowers_served_in_the_order_of_its_end(void)
+{
+	struct obd_device *dev = writable(traced_view(), SIZE);
+	struct obd_trace_read got[8];
+	uint64_t lost = 7;
+	uint8_t buf[24576] = { 1 };
+
+	CHECK_EQ(obd_device_read(dev, buf, 4096, 0), 0);
+	CHECK_EQ(obd_device_trace_take(dev, got, 8, &lost), 0);
+	CHECK_EQ(lost, 0);
+	CHECK_EQ(obd_device_trace(dev, 100), 0);
+	CHECK_EQ(obd_device_trace_take(dev, got, 8, &lost), 0);
+	CHECK_EQ(obd_device_read(dev, buf, 24576, 0), 0);
+	CHECK_EQ(obd_device_read(dev, buf, 512, 512), 0);
+	CHECK_EQ(obd_device_read(dev, buf, 512, 1024), 0); /* goes on */
+	CHECK_EQ(obd_device_read(dev, buf, 512, SIZE), -EINVAL);
+	CHECK_EQ(obd_device_write(dev, buf, 512, 0), 0);
+	CHECK_EQ(obd_device_read(dev, buf, 1024, 0), 0);
+	CHECK_EQ(obd_device_trace_take(dev, got, 3, &lost), 3);
+	CHECK(noted(&got[0], 1, 51200, 4096));
+	CHECK(noted(&got[1], 0, 4096, 8192)); /* 16 follows 8 in the layer */
+	CHECK(noted(&got[2], 1, 51712, 1024));
+	CHECK_EQ(obd_device_trace_take(dev, got, 8, &lost), 1);
+	CHECK(noted(&got[0], 1, 51712, 512)); /* not what the upper has */
+	CHECK_EQ(lost, 0);
+	CHECK_EQ(obd_device_trace(dev, 0), 0);
+	CHECK_EQ(obd_device_read(dev, buf, 4096, 0), 0);
+	CHECK_EQ(obd_device_trace_take(dev, got, 8, &lost), 0);
+	obd_device_unref(dev);
+}
+
+static void a_trace_keeps_no_more_than_it_may_and_says_what_is_lost(void)
+{
+	struct obd_device *dev = device_of(traced_view(), NULL, SIZE, 0);
+	struct obd_trace_read got[8];
+	uint64_t lost, i;
+	uint8_t buf[512];
+
+	CHECK_EQ(obd_device_trace(dev, 2), 0);
+	for (i = 0; i < 5; i++)
+		CHECK_EQ(obd_device_read(dev, buf, 512, 1024 * (i % 2)), 0);
+	CHECK_EQ(obd_device_trace_take(dev, got, 8, &lost), 2);
+	CHECK_EQ(lost, 3);
+	CHECK(noted(&got[1], 1, 51200 + 1024, 512));
+	obd_device_unref(dev);
+}
+
+static void readers_note_at_once_and_every_read_is_there(void)
+{
+	struct obd_device *dev = device_of(traced_view(), NULL, SIZE, 0);
+	struct obd_trace_read got[64];
+	uint64_t lost, sum = 0;
+	struct reader rd[40];
+	int i, n;
+
+	CHECK_EQ(obd_device_trace(dev, 1000), 0);
+	for (i = 0; i < 40; i++)
+		reader_start(&rd[i], dev, (uint64_t)(i % 4) * 1024, 1024);
+	for (i = 0; i < 40; i++) {
+		CHECK_EQ(reader_join(&rd[i]), 0);
+		free(rd[i].buf);
+	}
+	n = obd_device_trace_take(dev, got, 64, &lost);
+	for (i = 0; i < n; i++)
+		sum += got[i].length;
+	CHECK_EQ(sum, 40 * 1024);
+	obd_device_unref(dev);
+}
+
 /* ---- figures ----------------------------------------------------------- */
 
 static void the_figures_add_up_over_threads(void)
@@ -556,6 +647,9 @@ int main(void)
 	RUN(a_view_borrowed_very_often_is_counted_right);
 	RUN(a_swap_under_load_tears_no_read_and_frees_every_view);
 	RUN(a_waiting_request_keeps_the_view_it_started_with);
+	RUN(a_trace_has_what_lowers_served_in_the_order_of_its_end);
+	RUN(a_trace_keeps_no_more_than_it_may_and_says_what_is_lost);
+	RUN(readers_note_at_once_and_every_read_is_there);
 	RUN(the_figures_add_up_over_threads);
 	RUN(no_request_allocates_in_steady_state);
 	MUST(!obd_engine_stop());

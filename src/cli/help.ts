@@ -42,17 +42,20 @@ function entry(term: string, means: string): string {
   return `${left}${gap}${wrap(means, COLUMN)}`;
 }
 
-function positionalTerm(name: string, spec: PositionalSpec): string {
+/** An argument as usage lines show it. */
+export function positionalTerm(name: string, spec: PositionalSpec): string {
   const term = spec.many === true ? `${name}...` : name;
   return spec.required === true ? term : `[${term}]`;
 }
 
-function optionTerm(option: OptionSpec): string {
+/** An option with its names and value. */
+export function optionTerm(option: OptionSpec): string {
   const names = option.names.join(", ");
   return option.kind === "flag" ? names : `${names} ${option.value}`;
 }
 
-function optionHelp(option: OptionSpec): string {
+/** What an option does, with its choices. */
+export function optionHelp(option: OptionSpec): string {
   if (option.kind === "flag") return option.help;
   const choices = option.choices === undefined
     ? ""

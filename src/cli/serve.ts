@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { parseAddress } from "../device/nbd/server.ts";
+import { parseAddress } from "../device/listen.ts";
 import { openAudit } from "../service/audit.ts";
 import { loadServiceConfig } from "../service/config.ts";
 import { createLog, plainSink } from "../service/log.ts";

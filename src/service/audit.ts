@@ -7,6 +7,7 @@
  */
 import type { ServiceConfig } from "./config_schema.ts";
 import { openLineFile } from "./line_file.ts";
+import { makeDefaultDir } from "./paths.ts";
 import { type Logger, nowMs, THREAD, timeText, withoutSecrets } from "./log.ts";
 
 /** Operations, and the latency in us below which they are left out. */
@@ -80,6 +81,7 @@ export function openAudit(
     return NO_AUDIT;
   }
   try {
+    makeDefaultDir(auditPath);
     const file = openLineFile(auditPath, {
       limitBytes: LIMIT_BYTES,
       files: FILES,

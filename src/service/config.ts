@@ -10,11 +10,12 @@ import { EngineError, errnoText } from "../../ffi/errors.ts";
 import { ConfigError, expectation, keyName, valueAt } from "../image/config.ts";
 import { readWhole } from "../layer/files.ts";
 import { type ServiceConfig, serviceSchema } from "./config_schema.ts";
+import { PATHS } from "./paths.ts";
 
 export type { ServiceConfig };
 
 /** Read when no other file is named; it need not exist. */
-export const DEFAULT_SERVICE_CONFIG = "/etc/overlaybd/overlaybd.json";
+export const DEFAULT_SERVICE_CONFIG: string = PATHS.config;
 
 /** Files that a log is rotated through, the original's limit. */
 const MAX_LOG_FILES = 30;

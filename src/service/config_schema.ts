@@ -8,6 +8,7 @@
 import * as z from "zod/mini";
 import { VERSION } from "../format/version.ts";
 import { downloadSchema } from "../image/config.ts";
+import { PATHS } from "./paths.ts";
 
 const text = (value: string) => z._default(z.string(), value);
 const flag = (value: boolean) => z._default(z.boolean(), value);
@@ -50,14 +51,14 @@ function group<Shape extends z.core.$ZodLooseShape>(shape: Shape) {
 
 /** Every field; keys of others are kept as they are. */
 export const serviceSchema = z.looseObject({
-  registryCacheDir: text("/opt/overlaybd/registry_cache"),
+  registryCacheDir: text(PATHS.registryCache),
   /** GiB */
   registryCacheSizeGB: uint(4),
   cacheType: cacheType("file"),
   cacheConfig: group({
     /** not empty: this group counts, not the three keys above */
     cacheType: cacheType(""),
-    cacheDir: text("/opt/overlaybd/registry_cache"),
+    cacheDir: text(PATHS.registryCache),
     /** GiB */
     cacheSizeGB: uint(4),
     /** bytes fetched at once */
@@ -73,13 +74,13 @@ export const serviceSchema = z.looseObject({
   }),
   gzipCacheConfig: group({
     enable: flag(false),
-    cacheDir: text("/opt/overlaybd/gzip_cache"),
+    cacheDir: text(PATHS.gzipCache),
     /** GiB */
     cacheSizeGB: uint(4),
     /** bytes */
     refillSize: refill(1048576),
   }),
-  credentialFilePath: text("/opt/overlaybd/cred.json"),
+  credentialFilePath: text(PATHS.credentials),
   credentialConfig: group({
     /** file, http, https, uds; empty: `credentialFilePath` counts */
     mode: text(""),
@@ -101,7 +102,7 @@ export const serviceSchema = z.looseObject({
   ),
   /** 0 debug, 1 info, 2 warning, 3 error, 4..6 nothing but those */
   logLevel: uint(1),
-  logPath: text("/var/log/overlaybd.log"),
+  logPath: text(PATHS.log),
   logConfig: group({
     logLevel: uint(1),
     /** not empty: this group counts, not the two keys above */
@@ -115,7 +116,7 @@ export const serviceSchema = z.looseObject({
   }),
   download: z.prefault(downloadSchema, {}),
   enableAudit: flag(true),
-  auditPath: text("/var/log/overlaybd-audit.log"),
+  auditPath: text(PATHS.audit),
   /** accepted: threads are always used */
   enableThread: flag(false),
   p2pConfig: group({
@@ -149,6 +150,19 @@ export const serviceSchema = z.looseObject({
   serviceConfig: group({
     enable: flag(false),
     address: text("http://127.0.0.1:9862"),
+  }),
+  /** the API of `overlaybd ctl` */
+  apiConfig: group({
+    enable: flag(false),
+    /** path of a unix socket, or HOST:PORT */
+    address: text(`${PATHS.run}/api.sock`),
+    /** its first line has to come with every request: `Bearer TOKEN` */
+    tokenFile: text(""),
+    /** PEM: with both, HTTPS */
+    certFile: text(""),
+    keyFile: text(""),
+    /** PEM: clients must have a certificate of one of these CAs */
+    clientCaFile: text(""),
   }),
   /** s that a request may wait for data that cannot be fetched */
   readDeadlineSeconds: z._default(z.int().check(z.gte(1)), 604_800),

@@ -7,6 +7,7 @@
  */
 import type { ServiceConfig } from "./config_schema.ts";
 import { type LineFile, openLineFile } from "./line_file.ts";
+import { makeDefaultDir } from "./paths.ts";
 
 /** By the numbers of `logLevel`. */
 export const LEVELS = ["debug", "info", "warn", "error"] as const;
@@ -195,6 +196,7 @@ export function openLog(config: ServiceConfig["logConfig"]): ServiceLog {
   if (logPath === "") return createLog(stderrSink(), logLevel);
   const fallback = createLog(stderrSink(), 0);
   try {
+    makeDefaultDir(logPath);
     const file = openLineFile(logPath, {
       limitBytes: logSizeMB * 2 ** 20,
       files: logRotateNum,

@@ -4,7 +4,8 @@
  *
  * @module
  */
-import { type NbdAddress, startNbdServer } from "../device/nbd/server.ts";
+import type { Address } from "../device/listen.ts";
+import { startNbdServer } from "../device/nbd/server.ts";
 import { ImageError } from "../image/image.ts";
 import { fullPath } from "../layer/files.ts";
 import type { Exporter } from "./exporter.ts";
@@ -20,7 +21,7 @@ export interface ServedConfig {
 
 /** What to serve, and where. */
 export interface ServeOptions {
-  address: NbdAddress;
+  address: Address;
   /** not empty; the first is the default export */
   images: readonly ServedConfig[];
   /** other machines may reach the address */

@@ -14,6 +14,7 @@ import {
   type TempDir,
   tempDir,
 } from "../lib/env.ts";
+import { bareDebian } from "../lib/debian.ts";
 
 const BUILD = join(ROOT, "build");
 const LIBRARY = join(BUILD, "liboverlaybd.so");
@@ -207,22 +208,11 @@ Deno.test("make install lays everything out, and anybody can run it", {
   equal([code, stderr], [0, ""]);
 });
 
-/** A bare Debian, made once and kept under build/cache. */
-async function chroot(suite: string): Promise<string | undefined> {
-  const path = join(BUILD, "cache", `chroot-${suite}`);
-  if (existsSync(join(path, "var/lib/dpkg/status"))) return path;
-  Deno.mkdirSync(join(BUILD, "cache"), { recursive: true });
-  const { code } = await run("debootstrap", ["--variant=minbase", suite, path]);
-  if (code === 0) return path;
-  Deno.removeSync(path, { recursive: true });
-  return undefined;
-}
-
 for (const suite of ["bookworm", "trixie"]) {
   Deno.test(`runs in a bare ${suite}, with nothing installed`, {
     ignore: noExecutable || !isRoot || !have("debootstrap"),
   }, async (t) => {
-    const root = await chroot(suite);
+    const root = await bareDebian(suite);
     if (root === undefined) {
       console.log(`skipped: debootstrap cannot make ${suite} here`);
       await t.step({

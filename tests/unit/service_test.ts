@@ -8,7 +8,7 @@ import {
 } from "node:assert/strict";
 import { statSync } from "node:fs";
 import { faultIo, IO } from "../../ffi/engine.ts";
-import { parseAddress } from "../../src/device/nbd/server.ts";
+import { parseAddress } from "../../src/device/listen.ts";
 import { ConfigError } from "../../src/image/config.ts";
 import { ImageError } from "../../src/image/image.ts";
 import { directoryOf, fullPath, nameOf } from "../../src/layer/files.ts";

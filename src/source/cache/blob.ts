@@ -61,6 +61,8 @@ export interface BlobStats {
 export interface CachedBlob extends Disposable {
   readonly name: string;
   readonly size: number;
+  /** bytes that are fetched together, a power of two */
+  readonly unit: number;
   readonly source: Source;
   readonly stats: BlobStats;
   /** the same bytes, past the cache */
@@ -275,6 +277,7 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): CachedBlob {
   return {
     name: blob.name,
     size,
+    unit,
     source,
     stats,
     origin: blob,
