@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * core.h - the structs behind source, view, upper, device and request:
- * shared by source.c miss.c view.c upper*.c device.c request.c trace.c
- * alone.
+ * shared by source.c miss.c view.c upper*.c device.c push.c request.c
+ * trace.c alone.
  *
  * Locks, in the order in which they may be taken:
+ *   dev->lock      what a device shows, its gate (push.c)
  *   upper->order   who may change a sparse file (shared: whole blocks)
  *   upper->syncing one flush at a time
  *   upper->append  order of index records, ends of both files
@@ -85,13 +86,18 @@ static inline void bit_clear(uint64_t *words, uint64_t i)
 
 /* ---- view -------------------------------------------------------------- */
 
+/* Lowers alone, or what a device shows: the lowers of base, and uppers. */
 struct obd_view {
 	_Atomic int64_t refs;        /* see view.c for what it counts */
-	struct obd_index *index;
+	struct obd_index *index;     /* base's, when there is one */
+	struct obd_source **sources; /* the same */
 	uint64_t virtual_size;
 	uint32_t n;
 	bool local;                  /* no source can miss */
-	struct obd_source *sources[];
+	struct obd_view *base;       /* NULL: index and sources are its own */
+	struct obd_upper *upper;     /* topmost, takes the changes */
+	struct obd_upper *frozen;    /* under it: nothing changes it */
+	struct obd_source *own[];
 };
 
 /* A published view: pointer in the low 48 bits, the count of borrowed
@@ -101,6 +107,11 @@ struct obd_view_slot {
 };
 
 OBD_HIDDEN struct obd_view *obd_view_ref(struct obd_view *view);
+/* base, which is lowers alone, under one or two uppers, or none. */
+OBD_HIDDEN int obd_view_over(struct obd_view *base, struct obd_upper *upper,
+			     struct obd_upper *frozen, struct obd_view **out);
+/* What the slot shows, without a reference: for who alone changes it. */
+OBD_HIDDEN struct obd_view *obd_view_shown(struct obd_view_slot *slot);
 OBD_HIDDEN void obd_view_publish(struct obd_view_slot *slot,
 				 struct obd_view *view);
 OBD_HIDDEN struct obd_view *obd_view_borrow(struct obd_view_slot *slot);
@@ -147,8 +158,10 @@ struct obd_upper {
 /* Reads [lba, lba + sectors) of the disk as it is now into buf. */
 typedef int (*obd_upper_read_fn)(struct obd_request *req, void *buf,
 				 uint64_t lba, uint64_t sectors);
-/* Next run in [lba, end) that lowers hold as data; false: none. */
-typedef bool (*obd_upper_lower_fn)(struct obd_request *req, uint64_t lba,
+/* Next run in [lba, end) that what is below upper holds as data; false:
+ * none. */
+typedef bool (*obd_upper_lower_fn)(struct obd_request *req,
+				   struct obd_upper *upper, uint64_t lba,
 				   uint64_t end, uint64_t *from,
 				   uint64_t *to);
 
@@ -203,14 +216,23 @@ struct obd_counters {
 	_Alignas(64) _Atomic uint64_t v[ST_COUNT];
 };
 
+/* The gate of changes (push.c): how many run, and whether new ones wait. */
+#define GATE_CLOSED (1u << 31)
+
 struct obd_device {
 	_Atomic uint32_t refs;       /* handles and requests not inline */
 	uint32_t flags;
 	_Atomic uint64_t size;       /* only grows */
 	uint64_t deadline_ms;
-	struct obd_upper *upper;     /* NULL: none */
 	_Atomic int32_t closed;      /* 0, or -errno for new requests */
-	struct obd_view_slot view;
+	_Atomic uint32_t changing;   /* GATE_CLOSED | changes that run */
+	_Atomic bool unsettled;      /* pushed: FLUSH and FUA wait; written
+				      * under lock, while the gate is closed
+				      * when it becomes true */
+	struct obd_view_slot view;   /* published under lock */
+	pthread_mutex_t lock;
+	pthread_cond_t drained;      /* the last change has ended */
+	struct obd_task *waiting;    /* at the gate, or for settling */
 	struct obd_trace *_Atomic trace; /* NULL: never asked for */
 	struct obd_counters counters[STAT_SHARDS];
 };
@@ -248,20 +270,26 @@ struct obd_piece {
 };
 
 #define WALK_BATCH 16u
-/* Walks [lba, end) in order, gaps included. */
-struct obd_walk {
-	struct obd_upper *upper;     /* NULL: the view alone */
-	struct obd_view *view;
-	uint64_t lba, end;
-	uint64_t low_end;            /* lowers alone up to here */
-	uint64_t top_end;            /* top[] is right up to here */
-	uint32_t top_next, top_count;
-	uint32_t low_next, low_count;
-	struct obd_record top[WALK_BATCH], low[WALK_BATCH];
+/* The levels of a view, from the top; a walk may begin further down. */
+enum obd_level { LEVEL_UPPER, LEVEL_FROZEN, LEVEL_LOWERS, LEVELS };
+
+/* What a level holds from the walk's position up to end. */
+struct obd_walk_level {
+	uint64_t end;
+	uint32_t next, count;
+	struct obd_record rec[WALK_BATCH];
 };
 
-OBD_HIDDEN void obd_walk_start(struct obd_walk *w, struct obd_upper *upper,
-			       struct obd_view *view, uint64_t lba,
+/* Walks [lba, end) in order, gaps included. */
+struct obd_walk {
+	struct obd_view *view;
+	uint64_t lba, end;
+	enum obd_level from;
+	struct obd_walk_level level[LEVELS];
+};
+
+OBD_HIDDEN void obd_walk_start(struct obd_walk *w, struct obd_view *view,
+			       enum obd_level from, uint64_t lba,
 			       uint64_t end);
 OBD_HIDDEN bool obd_walk_next(struct obd_walk *w, struct obd_piece *piece);
 
@@ -271,6 +299,23 @@ OBD_HIDDEN void obd_trace_free(struct obd_trace *trace);
 /* A read has ended well; the request still has its view. */
 OBD_HIDDEN void obd_trace_note(struct obd_trace *trace,
 			       const struct obd_request *req);
+
+/* ---- the gate (push.c) -------------------------------------------------- */
+
+/* What a change passes before it touches an upper.  GATE_OPEN: it may go on
+ * until obd_gate_leave(), and req->view is the one that is shown.
+ * GATE_PARKED: req waits and is not ours. */
+#define GATE_OPEN 0
+#define GATE_PARKED 1
+/* GATE_OPEN, GATE_PARKED or -errno. */
+OBD_HIDDEN int obd_gate_enter(struct obd_request *req);
+OBD_HIDDEN void obd_gate_leave(struct obd_device *dev);
+/* The same for a FLUSH, which leaves nothing behind to leave. */
+OBD_HIDDEN int obd_gate_flush(struct obd_request *req);
+/* Lets go what waits; the device is closed. */
+OBD_HIDDEN void obd_gate_abandon(struct obd_device *dev);
+/* What a change asks about the disk (request.c). */
+extern OBD_HIDDEN const struct obd_upper_ask obd_request_ask;
 
 /* ---- requests (request.c, miss.c) -------------------------------------- */
 

@@ -4,6 +4,7 @@
  * figures, and requests from within the process.
  */
 #include <stdlib.h>
+#include <time.h>
 
 #include "core.h"
 
@@ -68,18 +69,35 @@ static int size_check(struct obd_upper *upper, uint64_t size)
 	return 0;
 }
 
+static void gate_init(struct obd_device *dev)
+{
+	pthread_condattr_t attr;
+
+	pthread_mutex_init(&dev->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&dev->drained, &attr);
+	pthread_condattr_destroy(&attr);
+}
+
 int32_t obd_device_new(struct obd_view *view, struct obd_upper *upper,
 		       uint64_t virtual_size, uint32_t flags,
 		       uint64_t deadline_ms, struct obd_device **out)
 {
+	struct obd_view *shown;
 	struct obd_device *dev;
-	int err = view ? size_check(upper, virtual_size) : -EINVAL;
+	int err = view && !view->base ? size_check(upper, virtual_size) :
+					-EINVAL;
 
+	if (!err)
+		err = obd_view_over(view, upper, NULL, &shown);
 	if (err)
 		return err;
 	dev = aligned_alloc(_Alignof(struct obd_device), sizeof(*dev));
-	if (!dev)
+	if (!dev) {
+		obd_view_unref(shown);
 		return -ENOMEM;
+	}
 	memset(dev, 0, sizeof(*dev));
 	dev->refs = 1;
 	dev->flags = flags;
@@ -87,10 +105,11 @@ int32_t obd_device_new(struct obd_view *view, struct obd_upper *upper,
 		dev->flags |= OBD_DEVICE_READONLY;
 	dev->size = virtual_size;
 	dev->deadline_ms = deadline_ms;
-	dev->upper = upper ? obd_upper_ref(upper) : NULL;
 	if (upper) /* its slot above the lowers (spec lsmt 5) */
 		upper->tag = view->n;
-	obd_view_publish(&dev->view, view);
+	gate_init(dev);
+	obd_view_publish(&dev->view, shown);
+	obd_view_unref(shown);
 	atomic_fetch_add(&devices, 1);
 	*out = dev;
 	return 0;
@@ -98,23 +117,34 @@ int32_t obd_device_new(struct obd_view *view, struct obd_upper *upper,
 
 int32_t obd_device_swap(struct obd_device *dev, struct obd_view *view)
 {
-	if (!view)
+	struct obd_view *now, *next;
+	int err;
+
+	if (!view || view->base)
 		return -EINVAL;
-	obd_view_publish(&dev->view, view);
-	return 0;
+	pthread_mutex_lock(&dev->lock);
+	now = obd_view_shown(&dev->view);
+	err = obd_view_over(view, now->upper, now->frozen, &next);
+	if (!err) {
+		obd_view_publish(&dev->view, next);
+		obd_view_unref(next);
+	}
+	pthread_mutex_unlock(&dev->lock);
+	return err;
 }
 
 int32_t obd_device_resize(struct obd_device *dev, uint64_t virtual_size)
 {
-	uint64_t size = obd_device_size(dev);
-	int err = size_check(dev->upper, virtual_size);
+	int err;
 
-	do {
-		if (err || virtual_size < size)
-			return err ? err : -EINVAL;
-	} while (!atomic_compare_exchange_weak(&dev->size, &size,
-					       virtual_size));
-	return 0;
+	pthread_mutex_lock(&dev->lock);
+	err = size_check(obd_view_shown(&dev->view)->upper, virtual_size);
+	if (!err && virtual_size < obd_device_size(dev))
+		err = -EINVAL;
+	if (!err)
+		atomic_store(&dev->size, virtual_size);
+	pthread_mutex_unlock(&dev->lock);
+	return err;
 }
 
 int32_t obd_device_close(struct obd_device *dev, int32_t error)
@@ -126,6 +156,7 @@ int32_t obd_device_close(struct obd_device *dev, int32_t error)
 	if (!atomic_compare_exchange_strong(&dev->closed, &open, error))
 		return 0;
 	obd_miss_abandon(dev, error);
+	obd_gate_abandon(dev);
 	return 0;
 }
 
@@ -141,8 +172,9 @@ void obd_device_unref(struct obd_device *dev)
 					      memory_order_acq_rel) != 1)
 		return;
 	obd_view_publish(&dev->view, NULL);
-	obd_upper_unref(dev->upper);
 	obd_trace_free(atomic_load(&dev->trace));
+	pthread_mutex_destroy(&dev->lock);
+	pthread_cond_destroy(&dev->drained);
 	free(dev);
 	atomic_fetch_sub(&devices, 1);
 }
@@ -271,7 +303,7 @@ int32_t obd_device_extents(struct obd_device *dev, uint64_t at, uint64_t n,
 	if (max > INT32_MAX)
 		max = INT32_MAX;
 	view = obd_view_borrow(&dev->view);
-	obd_walk_start(&w, dev->upper, view, at / OBD_SECTOR,
+	obd_walk_start(&w, view, LEVEL_UPPER, at / OBD_SECTOR,
 		       (at + n) / OBD_SECTOR);
 	while (obd_walk_next(&w, &piece)) {
 		if (count && out[count - 1].state == piece.state) {

@@ -8,7 +8,7 @@
  *   crc32c.c codec.c zfile.c
  *   pipe.c plan.c compress.c extract.c   the pipelines (pipe.h)
  *   index.c lookup.c merge.c map.c
- *   source.c upper.c view.c device.c request.c miss.c trace.c
+ *   source.c upper.c view.c device.c push.c request.c miss.c trace.c
  *   wake.c    waking TypeScript
  *   netlink.c ring.c scsi.c         TCMU (tcmu.h)
  *   plane.c   epoll workers         nbd.c  negotiation and transmission

@@ -328,6 +328,32 @@ OBD_API int32_t obd_device_swap(struct obd_device *dev,
  * -EINVAL). */
 OBD_API int32_t obd_device_resize(struct obd_device *dev,
 				  uint64_t virtual_size);
+
+/* A live snapshot, step by step; one thread at a time. */
+
+/* Changes go to upper from now on, which is empty, over the upper of before,
+ * which nothing changes any more.  Running changes end first, for at most
+ * limit_ms, and new ones wait meanwhile; *pause_ns says how long.  Then every
+ * FLUSH and every write with FUA waits for obd_device_settle().  -ETIMEDOUT:
+ * changes still run; -E2BIG: the upper of before has more than max_records;
+ * -EBUSY: pushed already.  After a failure the device is as it was.
+ * Blocks. */
+OBD_API int32_t obd_device_push(struct obd_device *dev,
+				struct obd_upper *upper,
+				uint64_t max_records, uint32_t limit_ms,
+				uint64_t *pause_ns);
+/* Copies what the new upper holds back into the one of before.  From then
+ * on changes wait, until obd_device_settle().  After a failure (-ETIMEDOUT:
+ * as above) they go on in the new upper. Blocks. */
+OBD_API int32_t obd_device_pop(struct obd_device *dev, uint32_t limit_ms);
+
+#define OBD_SETTLE_SEALED 0u /* view has the upper of before as a lower */
+#define OBD_SETTLE_POPPED 1u /* the upper of before is the upper again */
+#define OBD_SETTLE_KEPT 2u   /* stays as it is, for good */
+/* Ends a push; view is NULL but for SEALED.  What waits goes on. */
+OBD_API int32_t obd_device_settle(struct obd_device *dev, uint32_t how,
+				  struct obd_view *view);
+
 /* Ends every waiting request with error (-errno) and refuses new ones. */
 OBD_API int32_t obd_device_close(struct obd_device *dev, int32_t error);
 /* Drops the handle; the device goes when its last request has ended. */

@@ -21,45 +21,66 @@ enum step { STEP_ENDED, STEP_PARKED, STEP_HELPER };
 
 /* ---- pieces ------------------------------------------------------------- */
 
-void obd_walk_start(struct obd_walk *w, struct obd_upper *upper,
-		    struct obd_view *view, uint64_t lba, uint64_t end)
+void obd_walk_start(struct obd_walk *w, struct obd_view *view,
+		    enum obd_level from, uint64_t lba, uint64_t end)
 {
-	w->upper = upper;
+	uint32_t i;
+
 	w->view = view;
 	w->lba = lba;
 	w->end = end;
-	w->top_end = upper ? lba : end;
-	w->low_end = lba;
-	w->top_next = w->top_count = 0;
-	w->low_next = w->low_count = 0;
+	if (from == LEVEL_UPPER && !view->upper)
+		from = LEVEL_FROZEN;
+	w->from = from;
+	for (i = 0; i < LEVELS; i++) {
+		w->level[i].end = lba;
+		w->level[i].next = w->level[i].count = 0;
+	}
 }
 
-static void walk_top(struct obd_walk *w)
+/* What a level holds of [lba, to), which the levels above do not map. */
+static struct obd_walk_level *walk_load(struct obd_walk *w, uint32_t nr,
+					uint64_t to)
 {
-	w->top_next = 0;
-	w->top_count = obd_upper_find(w->upper, w->lba, w->end - w->lba,
-				      w->top, WALK_BATCH);
-	w->top_end = w->top_count == WALK_BATCH ?
-		     rec_end(w->top[WALK_BATCH - 1]) : w->end;
+	struct obd_walk_level *level = &w->level[nr];
+	uint64_t n = to - w->lba;
+
+	if (level->next < level->count || w->lba < level->end)
+		return level;
+	level->next = 0;
+	if (nr == LEVEL_LOWERS)
+		level->count = obd_index_find(w->view->index, w->lba, n,
+					      level->rec, WALK_BATCH);
+	else
+		level->count = obd_upper_find(nr == LEVEL_UPPER ?
+					      w->view->upper :
+					      w->view->frozen, w->lba, n,
+					      level->rec, WALK_BATCH);
+	level->end = level->count == WALK_BATCH ?
+		     rec_end(level->rec[WALK_BATCH - 1]) : to;
+	return level;
 }
 
-/* The lowers of [lba, to), which the upper does not map. */
-static void walk_low(struct obd_walk *w, uint64_t to)
+/* The source of a level's record.  One that the view has not got stays DATA
+ * without a source: reading it is an error. */
+static struct obd_source *level_source(const struct obd_view *view,
+				       uint32_t nr, uint32_t tag)
 {
-	w->low_next = 0;
-	w->low_count = obd_index_find(w->view->index, w->lba, to - w->lba,
-				      w->low, WALK_BATCH);
-	w->low_end = w->low_count == WALK_BATCH ?
-		     rec_end(w->low[WALK_BATCH - 1]) : to;
+	if (nr == LEVEL_UPPER)
+		return view->upper->data;
+	if (nr == LEVEL_FROZEN)
+		return view->frozen->data;
+	return obd_likely(tag < view->n) ? view->sources[tag] : NULL;
 }
 
 static void walk_emit(struct obd_walk *w, struct obd_piece *piece,
-		      struct obd_record rec, struct obd_source *src)
+		      uint32_t nr, struct obd_record rec)
 {
 	piece->lba = w->lba;
 	piece->sectors = rec_sectors(rec);
 	piece->at = rec_at(rec) * OBD_SECTOR;
-	piece->src = rec_zeroed(rec) ? NULL : src;
+	piece->src = rec_zeroed(rec) ? NULL :
+		     level_source(w->view, nr, rec_tag(rec));
 	piece->state = rec_zeroed(rec) ? OBD_EXTENT_ZERO : OBD_EXTENT_DATA;
 	w->lba += piece->sectors;
 }
@@ -75,46 +96,30 @@ static void walk_gap(struct obd_walk *w, struct obd_piece *piece,
 	w->lba = to;
 }
 
-/* A record of a source that the view has not got stays DATA without a
- * source: reading it is an error. */
-static struct obd_source *view_source(struct obd_view *view, uint32_t tag)
-{
-	return obd_likely(tag < view->n) ? view->sources[tag] : NULL;
-}
-
+/* A level that maps the position gives the piece; one that does not says up
+ * to where those below may. */
 bool obd_walk_next(struct obd_walk *w, struct obd_piece *piece)
 {
-	struct obd_record *top, *low;
-	uint64_t to;
+	struct obd_walk_level *level;
+	uint64_t to = w->end;
+	uint32_t nr;
 
 	if (w->lba >= w->end)
 		return false;
-	if (w->top_next == w->top_count && w->lba >= w->top_end)
-		walk_top(w);
-	to = w->top_end;
-	if (w->top_next < w->top_count) {
-		top = &w->top[w->top_next];
-		if (rec_lba(*top) == w->lba) {
-			walk_emit(w, piece, *top, w->upper->data);
-			w->top_next++;
+	for (nr = w->from; nr < LEVELS; nr++) {
+		if (nr == LEVEL_FROZEN && !w->view->frozen)
+			continue;
+		level = walk_load(w, nr, to);
+		to = level->end;
+		if (level->next == level->count)
+			continue;
+		to = rec_lba(level->rec[level->next]);
+		if (to == w->lba) {
+			walk_emit(w, piece, nr, level->rec[level->next++]);
 			return true;
 		}
-		to = rec_lba(*top);
 	}
-	if (w->lba >= w->low_end)
-		walk_low(w, to);
-	if (w->low_next == w->low_count) {
-		walk_gap(w, piece, w->low_end);
-		return true;
-	}
-	low = &w->low[w->low_next];
-	if (rec_lba(*low) == w->lba) {
-		w->low_next++;
-		walk_emit(w, piece, *low,
-			  view_source(w->view, rec_tag(*low)));
-	} else {
-		walk_gap(w, piece, rec_lba(*low));
-	}
+	walk_gap(w, piece, to);
 	return true;
 }
 
@@ -133,7 +138,7 @@ static void request_needs(const struct obd_request *req,
 		range[0][0] = lba;
 		range[0][1] = end;
 	} else if (req->op != OBD_FLUSH && lba < end) {
-		obd_upper_edges(req->dev->upper, lba, end, range[0],
+		obd_upper_edges(req->view->upper, lba, end, range[0],
 				range[1]);
 	}
 }
@@ -164,7 +169,7 @@ bool obd_request_touches(struct obd_request *req, struct obd_source *cache,
 
 	request_needs(req, range);
 	for (i = 0; i < 2; i++) {
-		obd_walk_start(&w, req->dev->upper, req->view, range[i][0],
+		obd_walk_start(&w, req->view, LEVEL_UPPER, range[i][0],
 			       range[i][1]);
 		while (obd_walk_next(&w, &piece))
 			if (piece_touches(&piece, cache, first, count))
@@ -186,7 +191,7 @@ static bool gather(struct obd_request *req)
 		return false;
 	request_needs(req, range);
 	for (i = 0; i < 2; i++) {
-		obd_walk_start(&w, req->dev->upper, req->view, range[i][0],
+		obd_walk_start(&w, req->view, LEVEL_UPPER, range[i][0],
 			       range[i][1]);
 		while (obd_walk_next(&w, &piece))
 			if (piece.src)
@@ -260,11 +265,11 @@ static bool read_one(struct obd_request *req, struct iovec *iov,
 	struct obd_source *src;
 	struct obd_record rec;
 
-	if (req->dev->upper || iov->iov_len != (end - lba) * OBD_SECTOR ||
+	if (req->view->upper || iov->iov_len != (end - lba) * OBD_SECTOR ||
 	    obd_index_find(req->view->index, lba, end - lba, &rec, 1) != 1 ||
 	    rec_sectors(rec) != end - lba || rec_zeroed(rec))
 		return false;
-	src = view_source(req->view, rec_tag(rec));
+	src = level_source(req->view, LEVEL_LOWERS, rec_tag(rec));
 	if (!src)
 		return false;
 	*err = read_source(req, src, iov->iov_base, iov->iov_len,
@@ -282,7 +287,7 @@ static int read_range(struct obd_request *req, struct iovec *iov,
 
 	if (lba < end && read_one(req, iov, lba, end, how, &err))
 		return err;
-	obd_walk_start(&w, req->dev->upper, req->view, lba, end);
+	obd_walk_start(&w, req->view, LEVEL_UPPER, lba, end);
 	while (!err && obd_walk_next(&w, &piece))
 		err = read_piece(req, &piece, &area, how);
 	return err;
@@ -298,13 +303,15 @@ static int ask_read(struct obd_request *req, void *buf, uint64_t lba,
 	return read_range(req, &iov, lba, lba + sectors, OBD_TRY_BLOCK);
 }
 
-static bool ask_lower(struct obd_request *req, uint64_t lba, uint64_t end,
-		      uint64_t *from, uint64_t *to)
+static bool ask_lower(struct obd_request *req, struct obd_upper *upper,
+		      uint64_t lba, uint64_t end, uint64_t *from,
+		      uint64_t *to)
 {
 	struct obd_piece piece;
 	struct obd_walk w;
 
-	obd_walk_start(&w, NULL, req->view, lba, end);
+	obd_walk_start(&w, req->view, upper == req->view->upper ?
+		       LEVEL_FROZEN : LEVEL_LOWERS, lba, end);
 	while (obd_walk_next(&w, &piece))
 		if (piece.state == OBD_EXTENT_DATA) {
 			*from = piece.lba;
@@ -314,17 +321,37 @@ static bool ask_lower(struct obd_request *req, uint64_t lba, uint64_t end,
 	return false;
 }
 
+const struct obd_upper_ask obd_request_ask = { ask_read, ask_lower };
+
+/* 0, -errno or GATE_PARKED. */
 static int change(struct obd_request *req)
 {
-	static const struct obd_upper_ask ask = { ask_read, ask_lower };
-	struct obd_upper *upper = req->dev->upper;
-	int err = obd_upper_change(upper, req, &ask);
+	struct obd_upper *upper;
+	int err = obd_gate_enter(req);
 
+	if (err)
+		return err;
+	upper = req->view->upper;
+	err = obd_upper_change(upper, req, &obd_request_ask);
+	obd_gate_leave(req->dev);
 	if (!err && req->flags & OBD_REQ_FUA)
 		err = obd_upper_sync(upper);
 	return err;
 }
 
+/* An upper that is frozen and not settled is still where its data is. */
+static int flush(struct obd_request *req)
+{
+	int err = req->view->upper ? obd_gate_flush(req) : 0;
+
+	if (!err && req->view->frozen)
+		err = obd_upper_sync(req->view->frozen);
+	if (!err && req->view->upper)
+		err = obd_upper_sync(req->view->upper);
+	return err;
+}
+
+/* 0, -errno or GATE_PARKED. */
 static int perform(struct obd_request *req, enum obd_try how)
 {
 	uint64_t lba = req->offset / OBD_SECTOR;
@@ -334,7 +361,7 @@ static int perform(struct obd_request *req, enum obd_try how)
 		return read_range(req, req->iov, lba,
 				  lba + req->length / OBD_SECTOR, how);
 	case OBD_FLUSH:
-		return req->dev->upper ? obd_upper_sync(req->dev->upper) : 0;
+		return flush(req);
 	default:
 		return change(req);
 	}
@@ -358,6 +385,8 @@ static enum step run(struct obd_request *req, enum obd_try how)
 		if (err)
 			break;
 		err = perform(req, how);
+		if (err == GATE_PARKED)
+			return STEP_PARKED;
 		if (err == -EAGAIN && how == OBD_TRY_NOWAIT)
 			return STEP_HELPER;
 		if (err != -ENODATA)
@@ -498,7 +527,7 @@ bool obd_request_submit(struct obd_request *req)
 	if (!start(req))
 		return true;
 	/* A change may wait for the disk in any of its calls. */
-	if (req->op == OBD_READ || !req->dev->upper)
+	if (req->op == OBD_READ || !req->view->upper)
 		step = run(req, OBD_TRY_NOWAIT);
 	if (step == STEP_ENDED) {
 		end_inline(req);

@@ -145,7 +145,7 @@ void obd_trace_note(struct obd_trace *trace, const struct obd_request *req)
 
 	pthread_mutex_lock(&trace->lock);
 	if (trace->max) {
-		obd_walk_start(&w, req->dev->upper, req->view, lba,
+		obd_walk_start(&w, req->view, LEVEL_UPPER, lba,
 			       lba + req->length / OBD_SECTOR);
 		while (obd_walk_next(&w, &piece)) {
 			if (!piece.src)

@@ -408,7 +408,7 @@ static int zero_blocks(struct obd_upper *upper, struct obd_request *req,
 
 	while (!err && lba < end) {
 		from = to = end;
-		if (ask->lower(req, lba, end, &from, &to)) {
+		if (ask->lower(req, upper, lba, end, &from, &to)) {
 			from = block_from(upper, from);
 			to = block_to(upper, to);
 		}
@@ -434,7 +434,7 @@ static int zero_part(struct obd_upper *upper, struct obd_request *req,
 	int err;
 
 	if (lba >= end || (!any_mapped(upper, lba, end) &&
-			   !ask->lower(req, lba, end, &from, &to)))
+			   !ask->lower(req, upper, lba, end, &from, &to)))
 		return 0;
 	err = complete_edges(upper, req, ask, lba, end);
 	return err ? err : write_zeros(upper, lba, end);

@@ -30,17 +30,12 @@
 #define HALF (1ull << 63)          /* 32768 borrowed */
 #define BIAS (1ll << 20)           /* over 65535, see above */
 
-int32_t obd_view_new(struct obd_index *index,
-		     struct obd_source *const *sources, uint32_t n,
-		     uint64_t virtual_size, struct obd_view **out)
+/* An empty view with room for n sources of its own. */
+static int view_alloc(uint32_t n, struct obd_view **out)
 {
 	struct obd_view *view;
-	uint32_t i;
 
-	if (!index || n > OBD_MAX_LOWERS + 1 || (n && !sources) ||
-	    virtual_size % OBD_SECTOR)
-		return -EINVAL;
-	view = calloc(1, sizeof(*view) + n * sizeof(view->sources[0]));
+	view = calloc(1, sizeof(*view) + n * sizeof(view->own[0]));
 	if (!view)
 		return -ENOMEM;
 	if ((uintptr_t)view & ~(uintptr_t)PTR_MASK) {
@@ -48,15 +43,54 @@ int32_t obd_view_new(struct obd_index *index,
 		return -EOVERFLOW;
 	}
 	view->refs = 1;
+	view->sources = view->own;
+	view->local = true;
+	*out = view;
+	return 0;
+}
+
+int32_t obd_view_new(struct obd_index *index,
+		     struct obd_source *const *sources, uint32_t n,
+		     uint64_t virtual_size, struct obd_view **out)
+{
+	struct obd_view *view;
+	uint32_t i;
+	int err;
+
+	if (!index || n > OBD_MAX_LOWERS + 1 || (n && !sources) ||
+	    virtual_size % OBD_SECTOR)
+		return -EINVAL;
+	err = view_alloc(n, &view);
+	if (err)
+		return err;
 	view->index = obd_index_ref(index);
 	view->virtual_size = virtual_size;
 	view->n = n;
-	view->local = true;
 	for (i = 0; i < n; i++) {
-		view->sources[i] = obd_source_ref(sources[i]);
+		view->own[i] = obd_source_ref(sources[i]);
 		if (!obd_source_is_local(sources[i]))
 			view->local = false;
 	}
+	*out = view;
+	return 0;
+}
+
+int obd_view_over(struct obd_view *base, struct obd_upper *upper,
+		  struct obd_upper *frozen, struct obd_view **out)
+{
+	struct obd_view *view;
+	int err = view_alloc(0, &view);
+
+	if (err)
+		return err;
+	view->base = obd_view_ref(base);
+	view->index = base->index;
+	view->sources = base->sources;
+	view->virtual_size = base->virtual_size;
+	view->n = base->n;
+	view->local = base->local;
+	view->upper = upper ? obd_upper_ref(upper) : NULL;
+	view->frozen = frozen ? obd_upper_ref(frozen) : NULL;
 	*out = view;
 	return 0;
 }
@@ -65,9 +99,15 @@ static void view_free(struct obd_view *view)
 {
 	uint32_t i;
 
-	for (i = 0; i < view->n; i++)
-		obd_source_unref(view->sources[i]);
-	obd_index_unref(view->index);
+	if (view->base) {
+		obd_view_unref(view->base);
+		obd_upper_unref(view->upper);
+		obd_upper_unref(view->frozen);
+	} else {
+		for (i = 0; i < view->n; i++)
+			obd_source_unref(view->own[i]);
+		obd_index_unref(view->index);
+	}
 	free(view);
 }
 
@@ -100,6 +140,12 @@ int32_t obd_view_busy(struct obd_view *view)
 static struct obd_view *word_view(uint64_t word)
 {
 	return (struct obd_view *)(uintptr_t)(word & PTR_MASK);
+}
+
+struct obd_view *obd_view_shown(struct obd_view_slot *slot)
+{
+	return word_view(atomic_load_explicit(&slot->word,
+					      memory_order_acquire));
 }
 
 /* Shows view (NULL: nothing) in the slot from now on. */

@@ -348,6 +348,16 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_index_merge_async: {
+    name: "obd_index_merge",
+    parameters: [
+      "buffer", // struct obd_index *const *layers
+      "u32", // uint32_t n
+      "buffer", // struct obd_index **out
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
   obd_index_unref: {
     parameters: [
       "pointer", // struct obd_index *index
@@ -461,6 +471,15 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_upper_snapshot_async: {
+    name: "obd_upper_snapshot",
+    parameters: [
+      "pointer", // struct obd_upper *upper
+      "buffer", // struct obd_index **out
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
   obd_upper_source: {
     parameters: [
       "pointer", // struct obd_upper *upper
@@ -490,6 +509,52 @@ export const symbols = {
     parameters: [
       "pointer", // struct obd_device *dev
       "u64", // uint64_t virtual_size
+    ],
+    result: "i32",
+  },
+  obd_device_push: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "pointer", // struct obd_upper *upper
+      "u64", // uint64_t max_records
+      "u32", // uint32_t limit_ms
+      "buffer", // uint64_t *pause_ns
+    ],
+    result: "i32",
+  },
+  obd_device_push_async: {
+    name: "obd_device_push",
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "pointer", // struct obd_upper *upper
+      "u64", // uint64_t max_records
+      "u32", // uint32_t limit_ms
+      "buffer", // uint64_t *pause_ns
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_device_pop: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "u32", // uint32_t limit_ms
+    ],
+    result: "i32",
+  },
+  obd_device_pop_async: {
+    name: "obd_device_pop",
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "u32", // uint32_t limit_ms
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  obd_device_settle: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "u32", // uint32_t how
+      "pointer", // struct obd_view *view
     ],
     result: "i32",
   },
@@ -936,5 +1001,15 @@ export const symbols = {
       "u64", // uint64_t at
     ],
     result: "i64",
+  },
+  obd_index_write_async: {
+    name: "obd_index_write",
+    parameters: [
+      "pointer", // struct obd_index *index
+      "i32", // int32_t fd
+      "u64", // uint64_t at
+    ],
+    result: "i64",
+    nonblocking: true,
   },
 } as const satisfies Deno.ForeignLibraryInterface;
