@@ -57,10 +57,31 @@ if [ ${#missing[@]} -gt 0 ] || ! ls /usr/lib/llvm-*/lib/clang/*/lib/linux/ \
 	fi
 	say "installing ${missing[*]:-the sanitizers of clang}"
 	$sudo apt-get update -qq || say "package lists not updated, going on"
+	# The tests start servers of their own: what is installed for them does
+	# not become a service of this machine.
+	servers=()
+	for p in "${missing[@]}"; do
+		case $p in
+		docker-registry) servers+=(docker-registry) ;;
+		nginx-light) servers+=(nginx) ;;
+		esac
+	done
+	policy=/usr/sbin/policy-rc.d
+	if [ ${#servers[@]} -gt 0 ] && [ ! -e $policy ]; then
+		printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null
+		$sudo chmod 755 $policy
+		trap '$sudo rm -f $policy' EXIT
+	fi
 	install() { $sudo env DEBIAN_FRONTEND=noninteractive apt-get install \
 		-y -qq --no-install-recommends "$@" >/dev/null; }
 	if [ ${#missing[@]} -gt 0 ]; then
 		install "${missing[@]}"
+	fi
+	if [ ${#servers[@]} -gt 0 ]; then
+		[ -z "$(trap -p EXIT)" ] || $sudo rm -f $policy
+		trap - EXIT
+		[ ! -d /run/systemd/system ] ||
+			$sudo systemctl -q disable "${servers[@]}" || true
 	fi
 	# libFuzzer and the sanitizers: of the clang that is the default here.
 	version=$(clang -dumpversion)

@@ -9,8 +9,8 @@
 import { type ImageConfig, readImageConfig } from "../image/config.ts";
 import { ImageError, type OpenImage, openImage } from "../image/image.ts";
 import { directoryOf, fullPath } from "../layer/files.ts";
-import { createRangeClient } from "../source/range.ts";
 import { createSources, type SourceSet } from "../source/sources.ts";
+import { openRegistry } from "./registry.ts";
 import type { Audit } from "./audit.ts";
 import type { LoadedConfig, ServiceConfig } from "./config.ts";
 import type { Logger, ServiceLog } from "./log.ts";
@@ -97,12 +97,13 @@ export function createService(parts: ServiceParts): Service {
   const { loaded, log, audit } = parts;
   const settings = loaded.config;
   const meters = { pread: createMeter(), download: createMeter() };
-  const client = createRangeClient({ userAgent: settings.userAgent });
+  const warn = (line: string) => log.warn(line.replace(/^WARNING /, ""));
+  const client = openRegistry(settings, warn);
   const sources = createSources({
     openBlob: client.openBlob,
     cacheDir: settings.cacheConfig.cacheDir,
     refillSize: settings.cacheConfig.refillSize,
-    log: (line) => log.warn(line.replace(/^WARNING /, "")),
+    log: warn,
   });
   const open = new Set<ServedImage>();
   const devIds = new Map<string, ServedImage | undefined>();

@@ -20,20 +20,28 @@ export type SourceCode =
 export class SourceError extends Error {
   override readonly name = "SourceError";
   readonly code: SourceCode;
-  /** another attempt may succeed */
+  /** the same again may succeed in a moment */
   readonly retryable: boolean;
   /** of the HTTP answer, where there was one */
   readonly status: number | undefined;
+  /** ms that the server asked to wait */
+  readonly retryAfterMs: number | undefined;
 
   constructor(
     code: SourceCode,
     message: string,
-    options: ErrorOptions & { retryable?: boolean; status?: number } = {},
+    options: ErrorOptions & {
+      retryable?: boolean;
+      status?: number;
+      retryAfterMs?: number | undefined;
+    } = {},
   ) {
     super(message, options);
     this.code = code;
-    this.retryable = options.retryable ?? code !== "EINVAL";
+    this.retryable = options.retryable ??
+      !["EACCES", "ENOENT", "EINVAL"].includes(code);
     this.status = options.status;
+    this.retryAfterMs = options.retryAfterMs;
   }
 }
 
@@ -61,7 +69,9 @@ export interface Blob {
   /** bytes; asks once, then remembered, as is what any range tells */
   size(signal?: AbortSignal): Promise<number>;
   /**
-   * Bytes [at, at + length), `at` inside the blob or 0.
+   * Bytes [at, at + length), `at` inside the blob or 0.  Ends an attempt that
+   * takes too long, and tries again by itself a few times, from where the
+   * one before ended.
    *
    * @param signal ends this and all reads of the body
    * @throws {SourceError} they cannot be had

@@ -9,7 +9,7 @@ import assert from "node:assert/strict";
 import { faultIo, IO, readDevice } from "../../ffi/engine.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
 import { ImageError, openImage } from "../../src/image/image.ts";
-import { createRangeClient } from "../../src/source/range.ts";
+import { createRegistryClient } from "../../src/source/registry/client.ts";
 import { createSources } from "../../src/source/sources.ts";
 import {
   mustRun,
@@ -94,7 +94,7 @@ async function withImage(
   ) => Promise<void>,
   log: (line: string) => void = () => {},
 ): Promise<void> {
-  using client = createRangeClient();
+  using client = createRegistryClient();
   using sources = createSources({
     openBlob: client.openBlob,
     cacheDir: dir.file("cache"),

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The registry client that a service configuration asks for
+ * (spec/service-config.md, sections 3, 6 and 7).
+ *
+ * @module
+ */
+import { ConfigError } from "../image/config.ts";
+import { createCredentials } from "../source/credential/credentials.ts";
+import {
+  createRegistryClient,
+  type RegistryClient,
+} from "../source/registry/client.ts";
+import type { ServiceConfig } from "./config.ts";
+
+function readPem(key: string, path: string): string | undefined {
+  if (path === "") return undefined;
+  let text: string;
+  try {
+    text = Deno.readTextFileSync(path);
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new ConfigError(`cannot use ${key}: ${why}`, { cause });
+  }
+  if (!/-----BEGIN [A-Z0-9 ]+-----/.test(text)) {
+    throw new ConfigError(`cannot use ${key}: ${path} is not PEM`);
+  }
+  return text;
+}
+
+/**
+ * Makes the client; nothing is connected yet.
+ *
+ * @param log for warnings; they name no secrets
+ * @throws {ConfigError} a certificate or key cannot be used
+ */
+export function openRegistry(
+  settings: ServiceConfig,
+  log: (line: string) => void,
+): RegistryClient {
+  const { certFile, keyFile, caFile } = settings.certConfig;
+  if ((certFile === "") !== (keyFile === "")) {
+    const missing = certFile === "" ? "certFile" : "keyFile";
+    throw new ConfigError(
+      `cannot use certConfig: certFile and keyFile belong together, ` +
+        `${missing} is empty`,
+    );
+  }
+  return createRegistryClient({
+    userAgent: settings.userAgent,
+    cert: readPem("certConfig.certFile", certFile),
+    key: readPem("certConfig.keyFile", keyFile),
+    ca: readPem("certConfig.caFile", caFile),
+    insecure: settings.insecureRegistries,
+    credentials: createCredentials({ ...settings.credentialConfig, log }),
+    log,
+  });
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Attempts: each ends in time, some are made again.
+ *
+ * @module
+ */
+import { SourceError } from "../source.ts";
+
+/** Attempts in a row that bring nothing. */
+export const TRIES = 4;
+
+const BACKOFF_MIN_MS = 100;
+const BACKOFF_MAX_MS = 5000;
+
+/** One attempt. */
+export interface Attempt extends Disposable {
+  /** From now on the time counts: who waits for a turn loses none. */
+  begin(): void;
+  /** aborts when the time is over, or who asked wants no more */
+  readonly signal: AbortSignal;
+  /** why it was ended from here; undefined: it was not */
+  ended(what: string): SourceError | undefined;
+  /** Its end, good or bad; may be repeated. */
+  [Symbol.dispose](): void;
+}
+
+/** Makes an attempt that takes at most `ms`, once it has begun. */
+export function newAttempt(
+  ms: number,
+  outer: AbortSignal | undefined,
+): Attempt {
+  const controller = new AbortController();
+  let late = false;
+  const onOuter = () => controller.abort(outer?.reason);
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  if (outer?.aborted === true) onOuter();
+  else outer?.addEventListener("abort", onOuter, { once: true });
+  return {
+    signal: controller.signal,
+    begin() {
+      timer ??= setTimeout(() => {
+        late = true;
+        controller.abort(new DOMException("timed out", "TimeoutError"));
+      }, ms);
+    },
+    ended(what) {
+      const reason: unknown = outer?.reason;
+      if (outer?.aborted === true) {
+        const timeout = reason instanceof DOMException &&
+          reason.name === "TimeoutError";
+        return new SourceError(
+          timeout ? "ETIMEDOUT" : "EIO",
+          `cannot ${what}: ${timeout ? "no answer in time" : "it was ended"}`,
+          { retryable: false },
+        );
+      }
+      return late
+        ? new SourceError(
+          "ETIMEDOUT",
+          `cannot ${what}: no answer within ${Math.round(ms / 100) / 10} s`,
+        )
+        : undefined;
+    },
+    [Symbol.dispose]() {
+      clearTimeout(timer);
+      outer?.removeEventListener("abort", onOuter);
+    },
+  };
+}
+
+/** Waits; ends early, and throws nothing, when `signal` aborts. */
+export function pause(ms: number, signal?: AbortSignal): Promise<void> {
+  return new Promise((done) => {
+    const end = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", end);
+      done();
+    };
+    const timer = setTimeout(end, ms);
+    if (signal?.aborted === true) end();
+    else signal?.addEventListener("abort", end, { once: true });
+  });
+}
+
+/** How long to wait before try `n`, counted from 1, is made again. */
+export function backoff(n: number, askedMs = 0): number {
+  const full = Math.min(BACKOFF_MAX_MS, BACKOFF_MIN_MS * 2 ** (n - 1));
+  return Math.max(askedMs, full * (0.5 + Math.random() / 2));
+}
+
+/** Waits for a promise, but not longer than a signal allows. */
+export async function untilAborted<T>(
+  promise: Promise<T>,
+  signal: AbortSignal,
+): Promise<T> {
+  signal.throwIfAborted();
+  let onAbort = () => {};
+  const aborted = new Promise<never>((_, reject) => {
+    onAbort = () => reject(signal.reason);
+    signal.addEventListener("abort", onAbort, { once: true });
+  });
+  try {
+    return await Promise.race([promise, aborted]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+  }
+}

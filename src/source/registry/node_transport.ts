@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Requests by `node:http` and `node:https`: an authority of one's own in
+ * place of the usual ones, certificates that are not checked, bodies of known
+ * length, all of it also through the proxies that the environment names.
+ *
+ * @module
+ */
+import * as http from "node:http";
+import * as https from "node:https";
+import { Readable } from "node:stream";
+import { HttpProxyAgent } from "http-proxy-agent";
+import { HttpsProxyAgent } from "https-proxy-agent";
+import { getProxyForUrl } from "proxy-from-env";
+import type { HttpRequest } from "./transport.ts";
+
+/** How TLS servers are checked, and who asks. */
+export interface TlsOptions {
+  cert?: string;
+  key?: string;
+  ca?: string;
+  rejectUnauthorized: boolean;
+}
+
+/** See the module's comment. */
+export interface NodeTransport {
+  /** @throws {Error} no answer */
+  send(request: HttpRequest): Promise<Response>;
+  close(): void;
+}
+
+const NO_BODY = new Set([204, 205, 304]);
+
+function toResponse(message: http.IncomingMessage): Response {
+  const headers = new Headers();
+  for (let i = 0; i + 1 < message.rawHeaders.length; i += 2) {
+    headers.append(
+      message.rawHeaders[i] ?? "",
+      message.rawHeaders[i + 1] ?? "",
+    );
+  }
+  const status = message.statusCode ?? 0;
+  if (NO_BODY.has(status)) {
+    message.resume();
+    return new Response(null, { status, headers });
+  }
+  const body = Readable.toWeb(message) as ReadableStream<Uint8Array>;
+  return new Response(body, { status, headers });
+}
+
+/** Writes a body as fast as the connection takes it. */
+async function writeBody(
+  request: http.ClientRequest,
+  chunks: AsyncIterable<Uint8Array>,
+): Promise<void> {
+  for await (const chunk of chunks) {
+    if (request.destroyed) return;
+    if (request.write(chunk)) continue;
+    await new Promise<void>((done) => {
+      const go = () => {
+        request.off("drain", go);
+        request.off("close", go);
+        done();
+      };
+      request.on("drain", go);
+      request.on("close", go);
+    });
+  }
+  request.end();
+}
+
+/** Makes a transport; nothing is connected yet. */
+export function createNodeTransport(tls: TlsOptions): NodeTransport {
+  const pool = { keepAlive: true, maxFreeSockets: 64 };
+  const agents = new Map<string, http.Agent>();
+  const newAgent = (secure: boolean, proxy: string): http.Agent => {
+    if (proxy !== "") {
+      return secure
+        ? new HttpsProxyAgent(proxy, { ...pool, ...tls })
+        : new HttpProxyAgent(proxy, pool);
+    }
+    return secure ? new https.Agent({ ...pool, ...tls }) : new http.Agent(pool);
+  };
+  const agentOf = (url: URL): http.Agent => {
+    const secure = url.protocol === "https:";
+    const proxy = getProxyForUrl(url.href);
+    const key = `${secure} ${proxy}`;
+    let agent = agents.get(key);
+    if (agent === undefined) agents.set(key, agent = newAgent(secure, proxy));
+    return agent;
+  };
+
+  return {
+    send({ url, method = "GET", headers, body, signal }) {
+      return new Promise<Response>((resolve, reject) => {
+        signal.throwIfAborted();
+        const secure = url.protocol === "https:";
+        const request = (secure ? https : http).request(url, {
+          method,
+          agent: agentOf(url),
+          headers: body === undefined
+            ? headers
+            : { ...headers, "content-length": String(body.length) },
+          ...(secure ? tls : {}),
+        });
+        const abort = () => request.destroy(signal.reason);
+        signal.addEventListener("abort", abort, { once: true });
+        request.on("close", () => signal.removeEventListener("abort", abort));
+        request.on("error", reject);
+        request.on("response", (message) => resolve(toResponse(message)));
+        if (body === undefined) request.end();
+        else {
+          writeBody(request, body.chunks()).catch((error) => {
+            request.destroy(error);
+            reject(error);
+          });
+        }
+      });
+    },
+    close() {
+      for (const agent of agents.values()) agent.destroy();
+    },
+  };
+}

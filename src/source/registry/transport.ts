@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Sends requests: by fetch where that can, by `node:https` where a server's
+ * certificate is checked in another way than against the usual authorities,
+ * or where a body of known length is sent (spec/registry.md, section 6).
+ *
+ * @module
+ */
+import type { NodeTransport } from "./node_transport.ts";
+
+/** How servers are spoken to. */
+export interface TransportOptions {
+  /** sent with every request */
+  userAgent: string;
+  /** PEM, chain and all; undefined: no client certificate */
+  cert?: string | undefined;
+  /** PEM: PKCS#8, PKCS#1 or SEC1 */
+  key?: string | undefined;
+  /** PEM: the only authorities that count; undefined: the usual ones */
+  ca?: string | undefined;
+  /** `host:port` of servers whose certificates are not checked */
+  insecure?: readonly string[] | undefined;
+}
+
+/** A request; redirects are not followed. */
+export interface HttpRequest {
+  url: URL;
+  method?: "GET" | "POST" | "PATCH" | "PUT" | "DELETE";
+  headers: Readonly<Record<string, string>>;
+  /** with its length in bytes */
+  body?: { length: number; chunks: () => AsyncIterable<Uint8Array> };
+  signal: AbortSignal;
+}
+
+/** See the module's comment. */
+export interface Transport extends Disposable {
+  /** @throws what the platform throws: no answer */
+  send(request: HttpRequest): Promise<Response>;
+  close(): void;
+}
+
+/** `host:port` in lower case. */
+function hostPort(url: URL): string {
+  return url.port === "" ? `${url.host}:443` : url.host;
+}
+
+function insecureHosts(list: readonly string[]): Set<string> {
+  return new Set(list.map((entry) => {
+    const host = entry.trim().toLowerCase();
+    return /:\d+$/.test(host) ? host : `${host}:443`;
+  }));
+}
+
+/** A key as fetch takes it: PKCS#8. */
+async function pkcs8(key: string): Promise<string> {
+  if (!/BEGIN (RSA|EC|DSA) PRIVATE KEY/.test(key)) return key;
+  const { createPrivateKey } = await import("node:crypto");
+  return String(createPrivateKey(key).export({ type: "pkcs8", format: "pem" }));
+}
+
+/** Makes a transport; nothing is connected yet. */
+export function createTransport(options: TransportOptions): Transport {
+  const { ca, cert, key } = options;
+  const insecure = insecureHosts(options.insecure ?? []);
+  let fetching: Promise<Deno.HttpClient> | undefined;
+  let client: Deno.HttpClient | undefined;
+  const nodes = new Map<string, Promise<NodeTransport>>();
+
+  const fetchClient = async () => {
+    const identity = cert === undefined || key === undefined
+      ? {}
+      : { cert, key: await pkcs8(key) };
+    // Over HTTP/2 Deno waits for more to send: 40 ms for many a request.
+    return client = Deno.createHttpClient({
+      ...identity,
+      http2: false,
+      poolMaxIdlePerHost: 64,
+    });
+  };
+
+  const nodeTransport = async (checked: boolean) => {
+    const { createNodeTransport } = await import("./node_transport.ts");
+    return createNodeTransport({
+      ...(cert === undefined || key === undefined ? {} : { cert, key }),
+      ...(ca === undefined ? {} : { ca }),
+      rejectUnauthorized: checked,
+    });
+  };
+
+  const close = () => {
+    client?.close();
+    for (const node of nodes.values()) {
+      node.then((transport) => transport.close(), () => {});
+    }
+    nodes.clear();
+  };
+
+  return {
+    async send(request) {
+      const { url, signal, body } = request;
+      const headers = {
+        ...request.headers,
+        "accept-encoding": "identity",
+        "user-agent": options.userAgent,
+      };
+      const tls = url.protocol === "https:";
+      const unchecked = tls && insecure.has(hostPort(url));
+      if (unchecked || (tls && ca !== undefined) || body !== undefined) {
+        const kind = unchecked ? "unchecked" : "checked";
+        let node = nodes.get(kind);
+        if (node === undefined) {
+          nodes.set(kind, node = nodeTransport(!unchecked));
+        }
+        return await (await node).send({ ...request, headers });
+      }
+      fetching ??= fetchClient();
+      return await fetch(url, {
+        method: request.method ?? "GET",
+        client: await fetching,
+        redirect: "manual",
+        headers,
+        signal,
+      });
+    },
+    close,
+    [Symbol.dispose]: close,
+  };
+}
