@@ -71,7 +71,7 @@ DENORT_ELF := $(BUILD)/denort
 all: build
 
 .PHONY: all setup build lib demo test bench soak fuzz fuzz-coverage c-test
-.PHONY: aarch64 install deb tarball clean distclean lint fmt check
+.PHONY: aarch64 install deb tarball docs clean distclean lint fmt check
 .DELETE_ON_ERROR:
 .SECONDARY:
 MAKEFLAGS += --no-builtin-rules
@@ -298,6 +298,10 @@ install: build
 # What they hold is what `make install` lays out, without a configuration.
 deb tarball: build
 	@$(PLACES) scripts/package.sh $@
+
+# Tables that come from the code.
+docs: $(DENO)
+	@$(DENO) run -A scripts/reference/tables.ts README.md docs/*.md
 
 # Keeps what was downloaded; distclean does not.
 clean:

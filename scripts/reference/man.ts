@@ -15,6 +15,7 @@ import {
   commandSpec,
 } from "../../src/cli/table.ts";
 import { VERSION } from "../../src/format/version.ts";
+import { type DescribedField, imageFields, serviceFields } from "./tables.ts";
 import {
   bold,
   entry,
@@ -194,6 +195,74 @@ function overviewPage(head: PageHead): string {
   ]);
 }
 
+/** Fields of a configuration file, a paragraph each. */
+function fieldEntries(fields: readonly DescribedField[]): string[] {
+  return fields.flatMap(({ key, type, initial, says }) =>
+    entry(
+      `${bold(key)}: ${escapeRoff(type)}${
+        initial === undefined ? "" : `, ${bold(initial)}`
+      }`,
+      says,
+    )
+  );
+}
+
+function servicePage(head: PageHead): string {
+  return page(head, [
+    ...section("DESCRIPTION", [
+      ...paragraph(
+        "One JSON object. Every field may be missing and then has the " +
+          "default that is shown here; the file itself need not exist. " +
+          "Unknown fields are ignored with a warning; a wrong type or value " +
+          "is refused with a message that names the field.",
+      ),
+      ...paragraph(
+        "`overlaybd config check` says what is wrong in a file, and " +
+          "`overlaybd config show` prints every value that counts and where " +
+          "it came from.",
+      ),
+    ]),
+    ...section("FIELDS", fieldEntries(serviceFields())),
+    ...section("FILES", FILES),
+    ...seeAlso([
+      `${bold("overlaybd-config")}(1)`,
+      `${bold("overlaybd-image.json")}(5)`,
+    ]),
+  ]);
+}
+
+const IMAGE_EXAMPLE = [
+  "{",
+  '  "repoBlobUrl": "https://registry.example/v2/app/blobs",',
+  '  "lowers": [',
+  '    {"file": "/srv/base.layer"},',
+  '    {"digest": "sha256:...", "size": 4739584, "dir": "/srv/app"}',
+  "  ],",
+  '  "upper": {"data": "/srv/upper.data", "index": "/srv/upper.index"}',
+  "}",
+];
+
+function imagePage(head: PageHead): string {
+  return page(head, [
+    ...section("DESCRIPTION", [
+      ...paragraph(
+        "One JSON object that says which layers make an image, from the " +
+          "bottom to the top, 255 at most. containerd's snapshotter writes " +
+          "it as `config.v1.json`. Unknown fields are ignored.",
+      ),
+    ]),
+    ...section("FIELDS", fieldEntries(imageFields())),
+    ...section("EXAMPLES", [
+      ...paragraph("A local layer, one in a registry, and a writable one:"),
+      ...literal(IMAGE_EXAMPLE),
+    ]),
+    ...seeAlso([
+      `${bold("overlaybd-serve")}(1)`,
+      `${bold("overlaybd.json")}(5)`,
+    ]),
+  ]);
+}
+
 /**
  * Every page.
  *
@@ -209,6 +278,24 @@ export function manPages(date: string): ManPage[] {
         name: "overlaybd",
         section: 1,
         summary: "block-device images from stacked layers",
+      }),
+    },
+    {
+      file: "overlaybd.json.5",
+      text: servicePage({
+        ...head,
+        name: "overlaybd.json",
+        section: 5,
+        summary: "configuration of the overlaybd service",
+      }),
+    },
+    {
+      file: "overlaybd-image.json.5",
+      text: imagePage({
+        ...head,
+        name: "overlaybd-image.json",
+        section: 5,
+        summary: "which layers make an overlaybd image",
       }),
     },
     ...commandNames().map((name) => {

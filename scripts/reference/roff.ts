@@ -30,6 +30,12 @@ export function escapeRoff(text: string): string {
     .replace(/^\./gm, "\\&.");
 }
 
+/** Markdown's one mark that our tables have: `code` becomes bold. */
+export function codeAsBold(text: string): string {
+  return text.split("`").map((part, i) => i % 2 === 1 ? bold(part) : part)
+    .map((part, i) => i % 2 === 1 ? part : escapeRoff(part)).join("");
+}
+
 /** Words in bold. */
 export function bold(text: string): string {
   return `\\fB${escapeRoff(text)}\\fR`;
@@ -41,7 +47,7 @@ export function paragraph(text: string): string[] {
 }
 
 function sentences(text: string): string[] {
-  return escapeRoff(text).split(/(?<=[.:]) (?=[A-Z(])/);
+  return codeAsBold(text).split(/(?<=[.:]) (?=[A-Z(])/);
 }
 
 /** A term and what it means. */

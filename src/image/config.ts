@@ -48,7 +48,8 @@ export const downloadSchema = z.looseObject({
   blockSize: z._default(uint, 262144),
 });
 
-const configSchema = z.looseObject({
+/** Every field; keys of others are kept as they are. */
+export const configSchema = z.looseObject({
   repoBlobUrl: z._default(z.string(), ""),
   lowers: z.pipe(
     z.nullish(z.array(lowerSchema)),
