@@ -160,6 +160,14 @@ int32_t obd_device_close(struct obd_device *dev, int32_t error)
 	return 0;
 }
 
+int32_t obd_device_abandon(struct obd_device *dev, int32_t error)
+{
+	if (error >= 0)
+		return -EINVAL;
+	obd_miss_abandon(dev, error);
+	return 0;
+}
+
 struct obd_device *obd_device_ref(struct obd_device *dev)
 {
 	atomic_fetch_add_explicit(&dev->refs, 1, memory_order_relaxed);

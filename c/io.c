@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -721,6 +722,21 @@ int32_t obd_io_notify(const char *path, const char *text)
 		err = -errno;
 	close(fd);
 	return err;
+}
+
+int64_t obd_io_nofile(uint64_t hard)
+{
+	struct rlimit now, want;
+
+	if (getrlimit(RLIMIT_NOFILE, &now))
+		return -errno;
+	want.rlim_max = now.rlim_max < hard ? hard : now.rlim_max;
+	want.rlim_cur = want.rlim_max;
+	if (!setrlimit(RLIMIT_NOFILE, &want))
+		return (int64_t)want.rlim_cur;
+	now.rlim_cur = now.rlim_max; /* only root may raise that */
+	return setrlimit(RLIMIT_NOFILE, &now) ? -errno :
+						(int64_t)now.rlim_cur;
 }
 
 static int parse_tcp(const char *text, union any_address *out)

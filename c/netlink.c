@@ -6,6 +6,7 @@
  */
 #include <linux/genetlink.h>
 #include <linux/netlink.h>
+#include <linux/sock_diag.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -374,10 +375,23 @@ int32_t obd_netlink_drain(struct obd_tcmu_event *out, uint32_t max)
 	return (int32_t)n;
 }
 
+/* What the kernel could not put into a full buffer. */
+static uint32_t socket_drops(int fd)
+{
+	uint32_t info[SK_MEMINFO_VARS] = { 0 };
+	socklen_t length = sizeof(info);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_MEMINFO, info, &length))
+		return 0;
+	return info[SK_MEMINFO_DROPS];
+}
+
 int32_t obd_netlink_stat(struct obd_netlink_stats *out)
 {
 	pthread_mutex_lock(&nl.lock);
 	*out = nl.stats;
+	if (nl.open)
+		out->lost += socket_drops(nl.watch.fd);
 	pthread_mutex_unlock(&nl.lock);
 	return 0;
 }

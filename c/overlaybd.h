@@ -117,6 +117,9 @@ OBD_API int32_t obd_io_listen(const char *address, int32_t backlog);
 /* Sends text as one datagram to the unix socket at path ("@name": the
  * abstract one): sd_notify(3). */
 OBD_API int32_t obd_io_notify(const char *path, const char *text);
+/* RLIMIT_NOFILE: the soft limit becomes the hard one, which is raised to at
+ * least `hard` where that is allowed.  The limit from now on. */
+OBD_API int64_t obd_io_nofile(uint64_t hard);
 /* The port a "tcp:" socket is bound to, 0 for others. */
 OBD_API int32_t obd_io_port(int32_t fd);
 
@@ -356,6 +359,8 @@ OBD_API int32_t obd_device_settle(struct obd_device *dev, uint32_t how,
 
 /* Ends every waiting request with error (-errno) and refuses new ones. */
 OBD_API int32_t obd_device_close(struct obd_device *dev, int32_t error);
+/* Ends every waiting request with error (-errno); later ones may wait. */
+OBD_API int32_t obd_device_abandon(struct obd_device *dev, int32_t error);
 /* Drops the handle; the device goes when its last request has ended. */
 OBD_API void obd_device_unref(struct obd_device *dev);
 
@@ -504,7 +509,8 @@ OBD_API int32_t obd_netlink_reply(uint32_t command, uint32_t device_id,
 struct obd_netlink_stats {       /* 24 bytes, running totals */
 	uint64_t events;         /* 0: queued */
 	uint64_t malformed;      /* 8: dropped: an attribute missing */
-	uint64_t lost;           /* 16: dropped: nobody drained them */
+	uint64_t lost;           /* 16: dropped: nobody drained them, or the
+				  * socket's buffer was full */
 };
 OBD_API int32_t obd_netlink_stat(struct obd_netlink_stats *out);
 

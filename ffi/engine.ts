@@ -197,6 +197,14 @@ export function listenFd(address: string, backlog = 128): number {
   );
 }
 
+/**
+ * Lets this process open as many files as it may, `hard` at least where that
+ * can be had; @returns how many
+ */
+export function raiseNofile(hard: number): number {
+  return check(lib.obd_io_nofile(u64(hard)), "cannot raise RLIMIT_NOFILE");
+}
+
 export function portOfFd(fd: number): number {
   return check(lib.obd_io_port(fd), "cannot get the port");
 }
@@ -742,6 +750,19 @@ export function closeDevice(device: Device, errno: number): void {
   check(lib.obd_device_close(device.pointer, -errno), "cannot close a device");
 }
 
+/** Ends every request that waits for absent data with `errno`. */
+export function endWaiting(device: Device, errno: number): void {
+  check(lib.obd_device_abandon(device.pointer, -errno), "cannot end requests");
+}
+
+/** Later requests see a disk of `size` bytes, which is not less than now. */
+export function resizeDevice(device: Device, size: U64): void {
+  check(
+    lib.obd_device_resize(device.pointer, u64(size)),
+    `cannot resize a device to ${size} bytes`,
+  );
+}
+
 /** Reads on a blocking-call thread: absent data may make it wait. */
 export async function readDevice(
   device: Device,
@@ -775,6 +796,23 @@ export function readDeviceSync(device: Device, into: Bytes, at: U64): void {
 export function writeDevice(device: Device, from: Bytes, at: U64): void {
   check(
     lib.obd_device_write(
+      device.pointer,
+      from,
+      BigInt(from.byteLength),
+      u64(at),
+    ),
+    `cannot write ${from.byteLength} bytes at ${at}`,
+  );
+}
+
+/** Writes on a blocking-call thread: absent data may make it wait. */
+export async function writeDeviceAsync(
+  device: Device,
+  from: Bytes,
+  at: U64,
+): Promise<void> {
+  check(
+    await lib.obd_device_write_async(
       device.pointer,
       from,
       BigInt(from.byteLength),

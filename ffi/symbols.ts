@@ -171,6 +171,12 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_io_nofile: {
+    parameters: [
+      "u64", // uint64_t hard
+    ],
+    result: "i64",
+  },
   obd_io_port: {
     parameters: [
       "i32", // int32_t fd
@@ -559,6 +565,13 @@ export const symbols = {
     result: "i32",
   },
   obd_device_close: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "i32", // int32_t error
+    ],
+    result: "i32",
+  },
+  obd_device_abandon: {
     parameters: [
       "pointer", // struct obd_device *dev
       "i32", // int32_t error

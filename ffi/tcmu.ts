@@ -102,6 +102,26 @@ export function drainEvents(): TcmuEvent[] {
   }
 }
 
+/** Running totals of what came from the kernel. */
+export interface NetlinkStats {
+  events: number;
+  /** dropped: an attribute was missing */
+  malformed: number;
+  /** dropped: too many at once */
+  lost: number;
+}
+
+export function netlinkStats(): NetlinkStats {
+  const raw = new BigUint64Array(3);
+  check(lib.obd_netlink_stat(new Uint8Array(raw.buffer)), "cannot count");
+  const [events = 0n, malformed = 0n, lost = 0n] = raw;
+  return {
+    events: Number(events),
+    malformed: Number(malformed),
+    lost: Number(lost),
+  };
+}
+
 /** Answers an event: 0, or the errno (positive) that its writer sees. */
 export function replyEvent(
   { command, deviceId }: Pick<TcmuEvent, "command" | "deviceId">,
@@ -216,17 +236,21 @@ export function newRing(
     "cannot serve the ring",
   );
   let pointer = Deno.UnsafePointer.create(out[0] ?? 0n);
+  const open = () => {
+    if (pointer === null) throw new TypeError("this ring is closed");
+    return pointer;
+  };
   return {
     setWriteCache(on) {
-      check(lib.obd_ring_set(pointer, on ? 1 : 0), "cannot set the ring");
+      check(lib.obd_ring_set(open(), on ? 1 : 0), "cannot set the ring");
     },
     attention(ascAscq) {
-      check(lib.obd_ring_attention(pointer, ascAscq), "cannot tell");
+      check(lib.obd_ring_attention(open(), ascAscq), "cannot tell");
     },
     stats() {
       const raw = new BigUint64Array(6);
       check(
-        lib.obd_ring_stat(pointer, new Uint8Array(raw.buffer)),
+        lib.obd_ring_stat(open(), new Uint8Array(raw.buffer)),
         "cannot count",
       );
       const [commands, asked, kicks, refused, depth, depthMax] = raw;
@@ -242,7 +266,7 @@ export function newRing(
     data(tag, bytes) {
       const buffer = new Uint8Array(bytes);
       const got = check(
-        lib.obd_ring_data(pointer, tag, buffer, BigInt(bytes), 0n),
+        lib.obd_ring_data(open(), tag, buffer, BigInt(bytes), 0n),
         "cannot read a command's data",
       );
       return buffer.subarray(0, got);
@@ -250,7 +274,7 @@ export function newRing(
     complete(tag, status, sense, data) {
       check(
         lib.obd_ring_complete(
-          pointer,
+          open(),
           tag,
           status,
           sense ?? null,
