@@ -755,14 +755,6 @@ export function endWaiting(device: Device, errno: number): void {
   check(lib.obd_device_abandon(device.pointer, -errno), "cannot end requests");
 }
 
-/** Later requests see a disk of `size` bytes, which is not less than now. */
-export function resizeDevice(device: Device, size: U64): void {
-  check(
-    lib.obd_device_resize(device.pointer, u64(size)),
-    `cannot resize a device to ${size} bytes`,
-  );
-}
-
 /** Reads on a blocking-call thread: absent data may make it wait. */
 export async function readDevice(
   device: Device,

@@ -493,7 +493,7 @@ export const COMMANDS = {
   },
   tcmu: {
     original: "overlaybd-tcmu",
-    summary: "serve images through the kernel's TCMU (not built yet)",
+    summary: "show images as SCSI disks of this host, through TCMU",
     positionals: {
       service_config: { kind: "path", help: "service configuration" },
     },

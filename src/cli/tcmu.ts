@@ -1,18 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * `tcmu`: says that it is not there yet.
+ * `tcmu`: the daemon that shows images as SCSI disks.
  *
  * @module
  */
-import { EXIT, ExitError } from "./exit.ts";
-import type { Args } from "./table.ts";
+import { openAudit } from "../service/audit.ts";
+import { loadServiceConfig } from "../service/config.ts";
+import { openLog } from "../service/log.ts";
+import { createService } from "../service/service.ts";
+import { serveTcmu } from "../service/tcmu.ts";
+import { EXIT, ExitError, reason } from "./exit.ts";
 import type { Call } from "./program.ts";
+import { watchSignals } from "./signals.ts";
+import type { Args } from "./table.ts";
+
+function tried<T>(work: () => T, refuse: (error: unknown) => never): T {
+  try {
+    return work();
+  } catch (error) {
+    return refuse(error);
+  }
+}
 
 /** `overlaybd-tcmu [service_config]` */
-export function run(_args: Args<"tcmu">, call: Call): number {
-  throw new ExitError(
-    EXIT.failure,
-    `${call.program}: this version cannot serve TCMU devices; ` +
-      "`overlaybd serve` serves images over NBD",
-  );
+export async function run(
+  args: Args<"tcmu">,
+  { program }: Call,
+): Promise<number> {
+  using interrupt = watchSignals();
+  const refuse = (error: unknown): never => {
+    throw new ExitError(
+      EXIT.failure,
+      `${program}: failed to create image service: ${reason(error)}`,
+      { cause: error },
+    );
+  };
+  const loaded = await loadServiceConfig(args.service_config).catch(refuse);
+  using log = tried(() => openLog(loaded.config.logConfig), refuse);
+  log.info(`using config ${loaded.path}`);
+  for (const warning of loaded.warnings) log.warn(warning);
+  using audit = openAudit(loaded.config, log);
+  const service = tried(() => createService({ loaded, log, audit }), refuse);
+  await serveTcmu(service, { signal: interrupt.signal });
+  return EXIT.ok;
 }

@@ -60,6 +60,8 @@ export const configSchema = z.looseObject({
   download: z.optional(downloadSchema),
   accelerationLayer: z._default(z.boolean(), false),
   recordTracePath: z._default(z.string(), ""),
+  /** false: the kernel is told of no write cache, and never flushes */
+  writeCache: z.optional(z.boolean()),
 });
 
 /** A parsed `config.v1.json`; keys of others are kept as they are. */

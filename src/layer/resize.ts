@@ -65,6 +65,27 @@ async function setSize(
 }
 
 /**
+ * Writes the size into a layer's headers and onto disk, all of them or none.
+ * The caller has the layer open.
+ *
+ * @param index undefined for a sparse layer, which has no such file
+ */
+export async function setUpperSize(
+  data: string,
+  index: string | undefined,
+  size: bigint,
+): Promise<void> {
+  const undo = await setSize(data, size, index === undefined);
+  if (index === undefined) return;
+  try {
+    await setSize(index, size, false);
+  } catch (error) {
+    await undo();
+    throw error;
+  }
+}
+
+/**
  * Grows a writable layer.
  *
  * @param inherited size of the stack below, for a layer without its own
@@ -86,14 +107,6 @@ export async function resizeUpper(
         "on it must be shrunk first, which this version does not do",
     );
   }
-  const sparse = upper.kind === "sparse";
-  const undo = await setSize(data, size, sparse);
-  if (sparse) return { from, to: size };
-  try {
-    await setSize(index, size, false);
-  } catch (error) {
-    await undo();
-    throw error;
-  }
+  await setUpperSize(data, upper.kind === "sparse" ? undefined : index, size);
   return { from, to: size };
 }

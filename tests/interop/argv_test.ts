@@ -195,12 +195,21 @@ Deno.test("overlaybd needs a command that there is", async () => {
   match(await mustTool("overlaybd", ["--version"]), /^overlaybd \d+\.\d+\.\d+/);
 });
 
-Deno.test("overlaybd-tcmu says that it is not there, whatever is asked", async () => {
-  for (const argv of [[], ["x.json"], ["a", "b", "--c"]]) {
+Deno.test("overlaybd-tcmu takes one argument, and says what it cannot use", async () => {
+  using dir = tempDir();
+  const config = dir.file("overlaybd.json");
+  for (const argv of [[config], [config, "b", "--c"]]) {
+    Deno.writeTextFileSync(config, "{");
     oneLine(
       await tool("overlaybd-tcmu", argv),
       255,
-      /^overlaybd-tcmu: this version cannot serve TCMU devices/,
+      /^overlaybd-tcmu: failed to create image service: error parse global config json: /,
+    );
+    Deno.writeTextFileSync(config, '{"ioEngine":3}');
+    oneLine(
+      await tool("overlaybd-tcmu", argv),
+      255,
+      /^overlaybd-tcmu: failed to create image service: .*unknown io_engine: 3\n$/,
     );
   }
 });

@@ -43,7 +43,11 @@ Deno.test("a uio name has the hba, the device and its whole config", () => {
     config: "overlaybd//root/c.json;a/b;c",
   });
   equal(parseUioName("tcm-user/1/vol1/\n")?.config, "");
-  equal(parseUioName("tcm-user/1/vol1\n"), undefined);
+  equal(parseUioName("tcm-user/1/vol1\n"), {
+    hba: "1",
+    name: "vol1",
+    config: "",
+  });
   equal(parseUioName("uio_pci_generic\n"), undefined);
 });
 

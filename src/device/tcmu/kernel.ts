@@ -32,17 +32,22 @@ export interface TcmuName {
   hba: string;
   /** the directory below that */
   name: string;
-  /** what was written as `dev_config`: `overlaybd//path;dev_id` */
+  /** what was written as `dev_config`: `overlaybd//path;dev_id`; may be "" */
   config: string;
 }
 
 /** `tcm-user/<hba>/<name>/<config>`; undefined: it is no TCMU device. */
 export function parseUioName(text: string): TcmuName | undefined {
-  const [, hba, name, config] =
-    /^tcm-user\/([^/]*)\/([^/]*)\/([^]*?)\n?$/.exec(text) ?? [];
-  return hba === undefined || name === undefined || config === undefined
+  const [, hba, name, config = ""] =
+    /^tcm-user\/([^/]*)\/([^/\n]*)(?:\/([^]*?))?\n?$/.exec(text) ?? [];
+  return hba === undefined || name === undefined
     ? undefined
     : { hba, name, config };
+}
+
+/** The same as the kernel writes it. */
+export function uioName({ hba, name, config }: TcmuName): string {
+  return `tcm-user/${hba}/${name}${config === "" ? "" : `/${config}`}`;
 }
 
 /** What a `dev_config` of ours asks for. */

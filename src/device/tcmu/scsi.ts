@@ -280,3 +280,8 @@ export function answerScsi(
     ? refuse(SENSE.invalidOpcode)
     : handler(disk, request);
 }
+
+/** True for what {@link answerScsi} answers, if only to refuse a field. */
+export function isKnownCommand(opcode: number): boolean {
+  return HANDLERS.has(opcode);
+}

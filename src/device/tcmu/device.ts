@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * One TCMU device, from the kernel's "added" to its "removed", or from one
+ * daemon to the next (spec/tcmu.md, section 3).
+ *
+ *     add ─────> opening ──> serving ──┬─> remove: gone
+ *     claim, adopt ─> opening ─┘ ▲     └─> leave: for the next daemon
+ *                        └ waiting ┘   an image that cannot open yet
+ *
+ * `remove` and `leave` end any of them at once.
+ *
+ * @module
+ */
+import type { TcmuEvent } from "../../../ffi/tcmu.ts";
+import type { Around, TcmuImage } from "./around.ts";
+import { type Disk, serveDisk } from "./disk.ts";
+import { DeviceError, ERRNO, reason } from "./error.ts";
+import {
+  act,
+  CONFIG_MAX,
+  type DeviceArgument,
+  parseDeviceConfig,
+  type UioDevice,
+  within,
+} from "./kernel.ts";
+
+/** What a RECONFIG event asks for. */
+export type Change = (TcmuEvent & { command: "reconfig" })["change"];
+
+/** One device; its methods are called one after the other, but for `end`. */
+export interface TcmuDevice {
+  readonly uio: UioDevice;
+  /** undefined while it is not served */
+  readonly disk: Disk | undefined;
+  /**
+   * Serves a new device.
+   *
+   * @throws {DeviceError | EngineError} why not; nothing is left of it
+   */
+  add(): Promise<void>;
+  /** Holds commands back and takes what was sent to a former daemon. */
+  claim(): Promise<void>;
+  /** Serves a claimed device as soon as that is possible. */
+  adopt(): Promise<void>;
+  /** @throws {DeviceError | EngineError} it stays as it is */
+  reconfigure(change: Change): Promise<void>;
+  /** Ends waiting and opening: the device is going. */
+  end(): void;
+  /** The kernel takes it away. */
+  remove(): Promise<void>;
+  /** The daemon goes, the device stays; commands have `graceMs` to end. */
+  leave(graceMs: number): Promise<void>;
+}
+
+const RETRY_FIRST_MS = 250;
+const RETRY_MAX_MS = 30_000;
+
+/** Longer than any of these takes, unless somebody else is in the way. */
+const ACTION_PATIENCE_MS = 2000;
+
+/** Thrown where a device went while it was opened. */
+class EndedError extends DeviceError {
+  constructor() {
+    super(ERRNO.ENODEV, "the device is going");
+  }
+}
+
+/** What `work` gives; when the signal is first, that goes to `late`. */
+async function unlessEnded<T>(
+  signal: AbortSignal,
+  work: Promise<T>,
+  late: (value: T) => unknown,
+): Promise<T> {
+  const { promise: ended, reject } = Promise.withResolvers<never>();
+  const end = () => reject(new EndedError());
+  signal.addEventListener("abort", end);
+  if (signal.aborted) end();
+  try {
+    return await Promise.race([work, ended]);
+  } catch (error) {
+    if (error instanceof EndedError) work.then(late, () => {});
+    throw error;
+  } finally {
+    signal.removeEventListener("abort", end);
+  }
+}
+
+/** Waits, or less. */
+async function pause(ms: number, signal: AbortSignal): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, ms);
+  const end = () => resolve();
+  signal.addEventListener("abort", end);
+  if (signal.aborted) end();
+  await promise;
+  clearTimeout(timer);
+  signal.removeEventListener("abort", end);
+}
+
+/**
+ * What a device is to show.
+ *
+ * @throws {DeviceError} nothing, or a name that the kernel has cut
+ */
+function argumentOf({ config }: UioDevice): DeviceArgument {
+  const argument = parseDeviceConfig(config);
+  if (argument === undefined || argument.path === "") {
+    throw new DeviceError(
+      ERRNO.EINVAL,
+      `cannot serve dev_config "${config}": it names no image configuration`,
+    );
+  }
+  return argument;
+}
+
+/** A config that fills the kernel's room may be the beginning of one. */
+function mayBeCut({ config }: UioDevice): boolean {
+  return new TextEncoder().encode(config).length >= CONFIG_MAX;
+}
+
+function cutError(uio: UioDevice, cause?: unknown): DeviceError {
+  return new DeviceError(
+    ERRNO.EINVAL,
+    `cannot serve dev_config "${uio.config}": it fills the ${CONFIG_MAX} ` +
+      "bytes that the kernel keeps, the rest was cut off",
+    { cause },
+  );
+}
+
+/** Makes a device; nothing is done yet. */
+export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
+  const { kernel, log } = around;
+  const ending = new AbortController();
+  let disk: Disk | undefined;
+  let claimed = false;
+
+  /** @throws {DeviceError} */
+  const openImage = async (argument: DeviceArgument): Promise<TcmuImage> => {
+    if (mayBeCut(uio) && argument.devId !== "") throw cutError(uio);
+    try {
+      return await unlessEnded(
+        ending.signal,
+        around.openImage(argument),
+        (image) => image.close(),
+      );
+    } catch (error) {
+      const missing = error instanceof DeviceError &&
+        error.errno === ERRNO.ENOENT;
+      throw missing && mayBeCut(uio) ? cutError(uio, error) : error;
+    }
+  };
+
+  const serve = async (image: TcmuImage): Promise<void> => {
+    try {
+      disk = await serveDisk(uio, image, around);
+    } catch (error) {
+      log.error(`handler open failed for uio${uio.minor}: ${reason(error)}`);
+      await image.writeResult(error);
+      await image.close();
+      throw error;
+    }
+    await image.writeResult();
+  };
+
+  const open = async (): Promise<void> => {
+    const started = performance.now();
+    const argument = argumentOf(uio);
+    const image = await openImage(argument);
+    await serve(image);
+    const ms = Math.round(performance.now() - started);
+    log.info(`dev opened ${argument.path}, time cost ${ms} ms`);
+    if (!image.writeCache && !image.readonly) {
+      log.warn(
+        "writeCache is off: the kernel never asks for a flush, and what an " +
+          "fsync inside the disk promises is not kept after a power cut",
+      );
+    }
+  };
+
+  /** An action on the device; what cannot be done is said. */
+  const action = async (
+    name: "block_dev" | "reset_ring",
+    value: 0 | 1,
+  ): Promise<boolean> => {
+    try {
+      return await within(
+        ACTION_PATIENCE_MS,
+        act(kernel, uio, name, value),
+        true,
+      );
+    } catch (error) {
+      log.warn(reason(error));
+      return false;
+    }
+  };
+
+  const argumentText = uio.config.replace(/^overlaybd\//, "");
+
+  const closeDisk = async (graceMs: number): Promise<void> => {
+    const last = disk;
+    disk = undefined;
+    try {
+      await last?.close(graceMs);
+    } catch (error) {
+      log.error(`cannot close ${argumentText}: ${reason(error)}`);
+    }
+    log.info(`dev closed ${argumentText}`);
+  };
+
+  return {
+    uio,
+    get disk() {
+      return disk;
+    },
+    async add() {
+      log.info(`dev open ${argumentText}`);
+      try {
+        await open();
+      } catch (error) {
+        log.error(`create image file failed: ${reason(error)}`);
+        throw error;
+      }
+    },
+    async claim() {
+      claimed = await action("block_dev", 1);
+      if (claimed) await action("reset_ring", 1);
+    },
+    async adopt() {
+      log.info(`dev open ${argumentText}`);
+      let said = "";
+      for (let ms = RETRY_FIRST_MS; !ending.signal.aborted;) {
+        try {
+          await open();
+          if (claimed) await action("block_dev", 0);
+          return;
+        } catch (error) {
+          if (error instanceof EndedError) return;
+          const why = reason(error);
+          if (why !== said) {
+            log.error(
+              `create image file failed, it will be tried again: ${why}`,
+            );
+          }
+          said = why;
+        }
+        await pause(ms, ending.signal);
+        ms = Math.min(2 * ms, RETRY_MAX_MS);
+      }
+    },
+    async reconfigure(change) {
+      if (disk === undefined) {
+        throw new DeviceError(ERRNO.EBUSY, "the device is not open yet");
+      }
+      switch (change.kind) {
+        case "size":
+          await disk.grow(change.size);
+          log.info(`dev ${argumentText}: ${change.size} bytes`);
+          return;
+        case "writeCache":
+          disk.setWriteCache(change.on);
+          log.info(
+            `dev ${argumentText}: write cache ${change.on ? "on" : "off"}`,
+          );
+          return;
+        default:
+          throw new DeviceError(
+            ERRNO.EOPNOTSUPP,
+            `a device's ${change.kind} cannot be changed while it is served`,
+          );
+      }
+    },
+    end: () => ending.abort(),
+    async remove() {
+      ending.abort();
+      await closeDisk(0);
+    },
+    async leave(graceMs) {
+      ending.abort();
+      const blocked = claimed && disk === undefined ||
+        await action("block_dev", 1);
+      await closeDisk(graceMs);
+      if (blocked) await action("block_dev", 0);
+    },
+  };
+}

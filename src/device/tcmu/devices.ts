@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Every TCMU device of ours: what the kernel says happens to them, in order
+ * for each and at the same time for all (spec/tcmu.md, sections 2 and 3).
+ *
+ * @module
+ */
+import type { TcmuEvent } from "../../../ffi/tcmu.ts";
+import type { Around } from "./around.ts";
+import { createDevice, type TcmuDevice } from "./device.ts";
+import { ERRNO, errnoForKernel, reason } from "./error.ts";
+import {
+  deviceIndex,
+  listUio,
+  parseDeviceConfig,
+  parseUioName,
+  type TcmuName,
+  type UioDevice,
+  uioName,
+} from "./kernel.ts";
+
+/** Answers an event: 0, or the errno that its writer sees. */
+export type Reply = (
+  event: Pick<TcmuEvent, "command" | "deviceId">,
+  errno: number,
+) => void;
+
+/** See the module's comment. */
+export interface TcmuDevices {
+  /** Takes over what a former daemon left; images are not opened yet. */
+  claim(): Promise<void>;
+  /** Opens the images of what was claimed; does not wait for them. */
+  adopt(): void;
+  /** Something happens to a device. */
+  handle(event: TcmuEvent): void;
+  /** Looks for devices whose events were lost. */
+  compare(): Promise<void>;
+  /** every device of ours */
+  list(): TcmuDevice[];
+  /** Leaves every device to the next daemon. */
+  close(graceMs: number): Promise<void>;
+}
+
+interface Entry {
+  device: TcmuDevice;
+  /** the kernel's number of it, from its events */
+  index: number | undefined;
+  /** what has been asked of it, one after the other; never rejects */
+  queue: Promise<void>;
+}
+
+/**
+ * A device of ours.  One without any config is nobody's: only we are left to
+ * refuse it.
+ */
+function isOurs({ config }: TcmuName): boolean {
+  return config === "" || parseDeviceConfig(config) !== undefined;
+}
+
+/** Makes an empty set. */
+export function createDevices(around: Around, reply: Reply): TcmuDevices {
+  const { kernel, log } = around;
+  const entries = new Map<number, Entry>();
+  let closing = false;
+  /** unknown minors of the last look: named, for one may be reused */
+  let strangers = new Map<number, string>();
+  /** found without an event, and could not be served */
+  const refused = new Set<string>();
+
+  const answer = (event: TcmuEvent, errno: number) => {
+    if (!event.wantsReply) return;
+    try {
+      reply(event, errno);
+    } catch (error) {
+      log.error(`cannot answer the kernel: ${reason(error)}`);
+    }
+  };
+
+  const enter = (uio: UioDevice, index: number | undefined): Entry => {
+    const entry = {
+      device: createDevice(uio, around),
+      index,
+      queue: Promise.resolve(),
+    };
+    entries.set(uio.minor, entry);
+    return entry;
+  };
+
+  /** Does it after what was asked before, and answers. */
+  const enqueue = (
+    entry: Entry,
+    event: TcmuEvent,
+    work: (device: TcmuDevice) => Promise<void>,
+  ) => {
+    entry.queue = entry.queue.then(async () => {
+      let errno = 0;
+      try {
+        await work(entry.device);
+      } catch (error) {
+        // The next daemon may do what this one has no time for.
+        errno = closing && event.command === "added"
+          ? ERRNO.EAGAIN
+          : errnoForKernel(error);
+        log.warn(
+          `${event.command} of ${event.name} refused, errno ${errno}: ${
+            reason(error)
+          }`,
+        );
+      }
+      answer(event, errno);
+    });
+  };
+
+  const forget = (entry: Entry) => {
+    const { minor } = entry.device.uio;
+    if (entries.get(minor) === entry) entries.delete(minor);
+  };
+
+  const added = (event: TcmuEvent, name: TcmuName) => {
+    const known = entries.get(event.minor);
+    if (closing) return answer(event, ERRNO.EAGAIN);
+    if (known !== undefined && uioName(known.device.uio) === event.name) {
+      // Found before its event came: one answer is enough for both.
+      return enqueue(known, event, () => Promise.resolve());
+    }
+    if (known !== undefined) removeLost(known);
+    const entry = enter({ ...name, minor: event.minor }, event.deviceId);
+    enqueue(entry, event, async (device) => {
+      try {
+        await device.add();
+      } catch (error) {
+        forget(entry);
+        throw error;
+      }
+    });
+  };
+
+  const removed = (event: TcmuEvent) => {
+    const known = entries.get(event.minor);
+    if (known === undefined) return answer(event, 0);
+    forget(known);
+    known.device.end();
+    enqueue(known, event, (device) => device.remove());
+  };
+
+  const removeLost = (entry: Entry) => {
+    const { uio } = entry.device;
+    log.warn(`${uioName(uio)} has gone without a word of the kernel`);
+    removed({
+      command: "removed",
+      minor: uio.minor,
+      deviceId: entry.index ?? 0,
+      name: uioName(uio),
+      wantsReply: entry.index !== undefined,
+    });
+  };
+
+  /** One that the kernel has and never told us of: its writer may wait. */
+  const addLost = async (uio: UioDevice): Promise<void> => {
+    const index = await deviceIndex(kernel, uio);
+    if (entries.has(uio.minor) || closing) return;
+    log.warn(`${uioName(uio)} has come without a word of the kernel`);
+    added({
+      command: "added",
+      minor: uio.minor,
+      deviceId: index ?? 0,
+      name: uioName(uio),
+      wantsReply: index !== undefined,
+    }, uio);
+    await entries.get(uio.minor)?.queue;
+    if (!entries.has(uio.minor)) refused.add(uioName(uio));
+  };
+
+  return {
+    async claim() {
+      const uios = (await listUio(kernel)).filter((uio) =>
+        parseDeviceConfig(uio.config) !== undefined
+      );
+      await Promise.all(
+        uios.map((uio) => enter(uio, undefined).device.claim()),
+      );
+    },
+    adopt() {
+      for (const { device } of entries.values()) {
+        device.adopt().catch((error) =>
+          log.error(`cannot adopt ${device.uio.config}: ${reason(error)}`)
+        );
+      }
+    },
+    handle(event) {
+      const name = parseUioName(event.name);
+      if (name === undefined || !isOurs(name)) return;
+      const known = entries.get(event.minor);
+      switch (event.command) {
+        case "added":
+          return added(event, name);
+        case "removed":
+          return removed(event);
+        case "reconfig":
+          if (known === undefined) return answer(event, ERRNO.ENODEV);
+          return enqueue(
+            known,
+            event,
+            (device) => device.reconfigure(event.change),
+          );
+      }
+    },
+    async compare() {
+      const before = [...entries.values()];
+      const uios = await listUio(kernel);
+      const there = new Map(uios.map((uio) => [uio.minor, uioName(uio)]));
+      for (const entry of before) {
+        const { uio } = entry.device;
+        if (there.get(uio.minor) === uioName(uio)) continue;
+        if (entries.get(uio.minor) === entry) removeLost(entry);
+      }
+      // An event that is on its way is no lost one: look twice.
+      const unknown = uios.filter((uio) =>
+        parseDeviceConfig(uio.config) !== undefined &&
+        !entries.has(uio.minor) && !refused.has(uioName(uio))
+      );
+      const lost = unknown.filter((uio) =>
+        strangers.get(uio.minor) === uioName(uio)
+      );
+      strangers = new Map(unknown.map((uio) => [uio.minor, uioName(uio)]));
+      await Promise.all(lost.map(addLost));
+    },
+    list: () => [...entries.values()].map(({ device }) => device),
+    async close(graceMs) {
+      closing = true;
+      await Promise.all([...entries.values()].map(async (entry) => {
+        entry.device.end();
+        await entry.queue;
+        if (entries.get(entry.device.uio.minor) !== entry) return;
+        await entry.device.leave(graceMs);
+      }));
+    },
+  };
+}

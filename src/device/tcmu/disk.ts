@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * One image behind one ring: what the initiator may ask of it, and what may
+ * be changed while it is served.
+ *
+ * @module
+ */
+import { closeDevice, endWaiting } from "../../../ffi/engine.ts";
+import type { Ring, ScsiCommand } from "../../../ffi/tcmu.ts";
+import type { Around, TcmuImage } from "./around.ts";
+import { DeviceError, ERRNO, reason } from "./error.ts";
+import { configuredSerial, derivedSerial, type UioDevice } from "./kernel.ts";
+import { createMedium } from "./medium.ts";
+import { answerScsi, isKnownCommand, type ScsiDisk } from "./scsi.ts";
+import { refuse, type ScsiAnswer, SENSE } from "./sense.ts";
+
+/** A disk being served. */
+export interface Disk {
+  /** Makes it larger, and lets the initiator know. */
+  grow(size: bigint): Promise<void>;
+  setWriteCache(on: boolean): void;
+  /** serial that the initiator was told */
+  readonly serial: string;
+  /** commands that came, those that run now */
+  stats(): { commands: bigint; depth: bigint };
+  /** Ends what waits for absent data: the initiator may try again. */
+  endWaiting(): void;
+  /** Goes on until the ring is empty, for at most `graceMs`; then ends. */
+  close(graceMs: number): Promise<void>;
+}
+
+/** Parameter lists are short; VERIFY has as many bytes as it compares. */
+const LIST_MAX_BYTES = 8 << 20;
+
+const DRAIN_POLL_MS = 20;
+
+const CAPACITY_CHANGED = 0x2a09;
+const MODE_CHANGED = 0x2a01;
+const ESHUTDOWN = 108;
+const INQUIRY = 0x12;
+
+/** READ, WRITE and the like are the library's; these are silently refused. */
+const EXPECTED = new Set([0xa3, 0xa4]);
+
+let lastId = 0;
+
+/**
+ * Serves an image on the ring of `/dev/uioN`.
+ *
+ * @throws {EngineError} the ring cannot be used; the image is still open
+ */
+export async function serveDisk(
+  uio: UioDevice,
+  image: TcmuImage,
+  around: Around,
+): Promise<Disk> {
+  const { kernel, log } = around;
+  const { device } = image;
+  const derived = await derivedSerial(uio);
+  const currentSerial = async () =>
+    await configuredSerial(kernel, uio) || derived;
+  const disk: ScsiDisk = {
+    sectors: image.size / 512n,
+    readonly: image.readonly,
+    writeCache: image.writeCache,
+    discardsReadZero: image.discardsReadZero,
+    serial: await currentSerial(),
+    config: uio.config,
+  };
+  const medium = createMedium(device);
+  const id = ++lastId;
+  const ring: Ring = await around.openRing(uio.minor, device, {
+    writeCache: disk.writeCache,
+    id,
+  });
+
+  const strange = new Set<number>();
+  const note = (opcode: number) => {
+    if (isKnownCommand(opcode) || EXPECTED.has(opcode)) return;
+    if (strange.has(opcode)) return;
+    strange.add(opcode);
+    log.warn(`unknown command ${opcode}`);
+  };
+
+  const answerTo = async (
+    { cdb, tag, length }: ScsiCommand,
+  ): Promise<ScsiAnswer> => {
+    const [opcode = 0, flags = 0] = cdb;
+    note(opcode);
+    // It may be written until the disk is exported.
+    if (opcode === INQUIRY && (flags & 1) === 1) {
+      disk.serial = await currentSerial();
+    }
+    return await answerScsi(disk, {
+      cdb,
+      list: () => ring.data(tag, Math.min(length, LIST_MAX_BYTES)),
+      medium,
+    });
+  };
+
+  const answer = async (command: ScsiCommand): Promise<void> => {
+    let given: ScsiAnswer;
+    try {
+      given = await answerTo(command);
+    } catch (error) {
+      log.error(`cannot answer command ${command.cdb[0]}: ${reason(error)}`);
+      given = refuse(SENSE.internalFailure);
+    }
+    const { status, sense, data } = given;
+    // A ring that is closed meanwhile has answered for us.
+    if (!closing) ring.complete(command.tag, status, sense, data);
+  };
+
+  let closing = false;
+  const route = around.route(id, (command) => {
+    answer(command).catch((error) =>
+      log.error(`cannot end a command: ${reason(error)}`)
+    );
+  });
+
+  return {
+    async grow(size) {
+      if (size % 512n !== 0n || size < image.size) {
+        throw new DeviceError(
+          ERRNO.EINVAL,
+          `cannot resize from ${image.size} to ${size} bytes: a disk can ` +
+            "only grow, by whole sectors",
+        );
+      }
+      if (size === image.size) return;
+      await image.grow(size);
+      disk.sectors = size / 512n;
+      ring.attention(CAPACITY_CHANGED);
+    },
+    setWriteCache(on) {
+      if (on === disk.writeCache) return;
+      disk.writeCache = on;
+      ring.setWriteCache(on);
+      ring.attention(MODE_CHANGED);
+    },
+    get serial() {
+      return disk.serial;
+    },
+    stats() {
+      const { commands, depth } = ring.stats();
+      return { commands, depth };
+    },
+    endWaiting: () => endWaiting(device, ESHUTDOWN),
+    async close(graceMs) {
+      const end = performance.now() + graceMs;
+      while (ring.stats().depth > 0n && performance.now() < end) {
+        await new Promise((done) => setTimeout(done, DRAIN_POLL_MS));
+      }
+      closing = true;
+      await ring.close(graceMs > 0 ? DRAIN_POLL_MS : 0);
+      route[Symbol.dispose]();
+      if (medium.running > 0) closeDevice(device, ESHUTDOWN);
+      await medium.idle();
+      await image.close();
+    },
+  };
+}
