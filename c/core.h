@@ -30,13 +30,17 @@ enum obd_source_kind { SRC_FILE, SRC_CACHE, SRC_ZFILE };
  * bitmaps are the miss lock's.  losses counts evictions: it goes up after
  * the bits went down and before the caller may overwrite the bytes, so a
  * reader that sees the same count before and after its pread has read what
- * was present. */
+ * was present.  spilled is written like present, before it: a unit that is
+ * here lies in the other file.  used is set by readers, cleared by who asks. */
 struct obd_units {
 	uint64_t count;
 	uint32_t shift;              /* log2 of the unit */
 	uint64_t id;
 	_Atomic uint64_t losses;
 	_Atomic uint64_t *present;
+	_Atomic uint64_t *spilled;
+	_Atomic uint64_t *used;
+	_Atomic int spill_fd;        /* -1: none yet */
 	uint64_t *asked;             /* queued or handed out, no answer yet */
 	uint64_t *queued;            /* asked and not handed out */
 	uint64_t *corrupt;           /* to be asked for as OBD_MISS_CORRUPT */

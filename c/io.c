@@ -247,11 +247,6 @@ int32_t obd_io_open(const char *path, int32_t flags, uint32_t mode)
 	return fd;
 }
 
-int32_t obd_io_replace(int32_t fd, int32_t with)
-{
-	return dup3(with, fd, O_CLOEXEC) < 0 ? -errno : 0;
-}
-
 int32_t obd_io_close(int32_t fd)
 {
 	/* The descriptor is gone even when the kernel says EINTR. */

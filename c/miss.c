@@ -63,21 +63,30 @@ static bool present(const struct obd_units *u, uint64_t i)
 				    memory_order_relaxed) >> (i % 64) & 1;
 }
 
+/* Units come, to one file or the other. */
 static void present_set(struct obd_units *u, uint64_t first, uint64_t count,
-			bool on)
+			bool spilled)
 {
 	uint64_t i, mask;
 
 	for (i = first / 64; i <= (first + count - 1) / 64; i++) {
 		mask = word_mask(i, first, count);
-		if (on)
-			atomic_fetch_or_explicit(&u->present[i], mask,
-						 memory_order_release);
+		if (spilled)
+			atomic_fetch_or(&u->spilled[i], mask);
 		else
-			atomic_fetch_and(&u->present[i], ~mask);
+			atomic_fetch_and(&u->spilled[i], ~mask);
+		atomic_fetch_or_explicit(&u->present[i], mask,
+					 memory_order_release);
 	}
-	if (!on)
-		atomic_fetch_add(&u->losses, 1);
+}
+
+static void present_clear(struct obd_units *u, uint64_t first, uint64_t count)
+{
+	uint64_t i;
+
+	for (i = first / 64; i <= (first + count - 1) / 64; i++)
+		atomic_fetch_and(&u->present[i], ~word_mask(i, first, count));
+	atomic_fetch_add(&u->losses, 1);
 }
 
 /* ---- the queue --------------------------------------------------------- */
@@ -478,8 +487,8 @@ static bool range_ok(const struct obd_source *src, uint64_t first,
 	       count <= src->units->count - first;
 }
 
-int32_t obd_source_fill(struct obd_source *cache, uint64_t first,
-			uint64_t count, int32_t error)
+static int32_t answer(struct obd_source *cache, uint64_t first,
+		      uint64_t count, int32_t error, bool spilled)
 {
 	struct obd_units *u = cache->units;
 	struct obd_task *woken = NULL;
@@ -495,12 +504,27 @@ int32_t obd_source_fill(struct obd_source *cache, uint64_t first,
 		fail_units(cache, first, count, error, &woken);
 	} else {
 		range_clear(u->corrupt, first, count);
-		present_set(u, first, count, true);
+		present_set(u, first, count, spilled);
 		wake_units(cache, first, count, &woken);
 	}
 	pthread_mutex_unlock(&lock);
 	run_woken(woken);
 	return 0;
+}
+
+int32_t obd_source_fill(struct obd_source *cache, uint64_t first,
+			uint64_t count, int32_t error)
+{
+	return answer(cache, first, count, error, false);
+}
+
+int32_t obd_source_fill_spilled(struct obd_source *cache, uint64_t first,
+				uint64_t count)
+{
+	if (cache->kind == SRC_CACHE &&
+	    atomic_load(&cache->units->spill_fd) < 0)
+		return -EBADF;
+	return answer(cache, first, count, 0, true);
 }
 
 int32_t obd_source_evict(struct obd_source *cache, uint64_t first,
@@ -511,7 +535,7 @@ int32_t obd_source_evict(struct obd_source *cache, uint64_t first,
 	if (!count)
 		return 0;
 	pthread_mutex_lock(&lock);
-	present_set(cache->units, first, count, false);
+	present_clear(cache->units, first, count);
 	pthread_mutex_unlock(&lock);
 	return 0;
 }
@@ -529,14 +553,14 @@ int32_t obd_source_bitmap_set(struct obd_source *cache, const void *bits,
 	if (!u->count)
 		return 0;
 	pthread_mutex_lock(&lock);
-	present_set(u, 0, u->count, false);
+	present_clear(u, 0, u->count);
 	for (i = 0; i < u->count; i++) {
 		if (!(in[i / 8] >> (i % 8) & 1))
 			continue;
 		queue_remove(cache, i, 1);
 		bit_clear(u->asked, i);
 		bit_clear(u->corrupt, i);
-		present_set(u, i, 1, true);
+		present_set(u, i, 1, false);
 		wake_units(cache, i, 1, &woken);
 	}
 	pthread_mutex_unlock(&lock);
@@ -556,7 +580,7 @@ void obd_miss_spoil(struct obd_source *cache, uint64_t at, uint64_t n)
 	pthread_mutex_lock(&lock);
 	for (i = at >> u->shift; i <= last && i < u->count; i++)
 		if (present(u, i)) {
-			present_set(u, i, 1, false);
+			present_clear(u, i, 1);
 			bit_set(u->corrupt, i);
 		}
 	pthread_mutex_unlock(&lock);

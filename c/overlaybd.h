@@ -105,8 +105,6 @@ OBD_API int64_t obd_io_seek(int32_t fd, uint64_t at, int32_t whence);
 OBD_API int64_t obd_io_size(int32_t fd);
 /* flock(2): operation as the kernel's LOCK_*; -EWOULDBLOCK when held. */
 OBD_API int32_t obd_io_flock(int32_t fd, int32_t operation);
-/* dup3(2): descriptor fd is from now on the file of with, at once. */
-OBD_API int32_t obd_io_replace(int32_t fd, int32_t with);
 /* Gives an O_TMPFILE descriptor a name; never replaces (-EEXIST). */
 OBD_API int32_t obd_io_link(int32_t fd, const char *path);
 OBD_API int32_t obd_io_rename(const char *from, const char *to);
@@ -204,7 +202,15 @@ OBD_API int32_t obd_source_block(struct obd_source *zfile, uint64_t nr,
  * waits for them.  A failure is not remembered. */
 OBD_API int32_t obd_source_fill(struct obd_source *cache, uint64_t first,
 				uint64_t count, int32_t error);
-/* Forgets units, so that the next read asks again. */
+/* A second file for units that the first one cannot hold, at the same
+ * offsets.  Once for a source (-EBUSY); takes fd over. */
+OBD_API int32_t obd_source_spill(struct obd_source *cache, int32_t fd);
+/* obd_source_fill() for units whose bytes are in the second file. -EBADF:
+ * there is none. */
+OBD_API int32_t obd_source_fill_spilled(struct obd_source *cache,
+					uint64_t first, uint64_t count);
+/* Forgets units, so that the next read asks again.  Reads that run get
+ * their old bytes or ask again, whatever is done to the files then. */
 OBD_API int32_t obd_source_evict(struct obd_source *cache, uint64_t first,
 				 uint64_t count);
 /* Copies the presence bitmap (bit i of byte i/8) out or in. */
@@ -212,6 +218,9 @@ OBD_API int32_t obd_source_bitmap_get(struct obd_source *cache, void *bits,
 				      uint64_t bytes);
 OBD_API int32_t obd_source_bitmap_set(struct obd_source *cache,
 				      const void *bits, uint64_t bytes);
+/* Copies out which units were read since the last call. */
+OBD_API int32_t obd_source_used(struct obd_source *cache, void *bits,
+				uint64_t bytes);
 
 /* ---- index --------------------------------------------------------- */
 /* A record is the 16 on-disk bytes (spec lsmt 3): word 0 = lba | sectors

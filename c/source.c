@@ -53,7 +53,11 @@ static void units_free(struct obd_units *u)
 {
 	if (!u)
 		return;
+	if (atomic_load(&u->spill_fd) >= 0)
+		obd_io_close(atomic_load(&u->spill_fd));
 	free((void *)u->present);
+	free((void *)u->spilled);
+	free((void *)u->used);
 	free(u->asked);
 	free(u->queued);
 	free(u->corrupt);
@@ -71,12 +75,16 @@ static struct obd_units *units_alloc(uint64_t size, uint32_t unit,
 	u->shift = (uint32_t)__builtin_ctz(unit);
 	u->count = (size >> u->shift) + ((size & (unit - 1)) != 0);
 	u->id = id;
+	atomic_init(&u->spill_fd, -1);
 	words = u->count / 64 + 1;
 	u->present = calloc(words, sizeof(*u->present));
+	u->spilled = calloc(words, sizeof(*u->spilled));
+	u->used = calloc(words, sizeof(*u->used));
 	u->asked = calloc(words, sizeof(*u->asked));
 	u->queued = calloc(words, sizeof(*u->queued));
 	u->corrupt = calloc(words, sizeof(*u->corrupt));
-	if (u->present && u->asked && u->queued && u->corrupt)
+	if (u->present && u->spilled && u->used && u->asked && u->queued &&
+	    u->corrupt)
 		return u;
 	units_free(u);
 	return NULL;
@@ -103,23 +111,51 @@ int32_t obd_source_cache(int32_t fd, uint64_t size, uint32_t unit,
 	return 0;
 }
 
+/* The bits of word i that units first to last have. */
+static uint64_t unit_mask(uint64_t i, uint64_t first, uint64_t last)
+{
+	uint64_t mask = ~0ull;
+
+	if (i == first / 64)
+		mask &= ~0ull << (first % 64);
+	if (i == last / 64)
+		mask &= ~0ull >> (63 - last % 64);
+	return mask;
+}
+
 bool obd_units_present(const struct obd_units *u, uint64_t at, uint64_t n)
 {
 	uint64_t first = at >> u->shift, last = (at + n - 1) >> u->shift;
 	uint64_t i, word, want;
 
 	for (i = first / 64; i <= last / 64; i++) {
-		want = ~0ull;
-		if (i == first / 64)
-			want &= ~0ull << (first % 64);
-		if (i == last / 64)
-			want &= ~0ull >> (63 - last % 64);
+		want = unit_mask(i, first, last);
 		word = atomic_load_explicit(&u->present[i],
 					    memory_order_acquire);
 		if ((word & want) != want)
 			return false;
 	}
 	return true;
+}
+
+/* Most reads find the bits set already, and then write nothing. */
+static void note_used(struct obd_units *u, uint64_t at, uint64_t n)
+{
+	uint64_t first = at >> u->shift, last = (at + n - 1) >> u->shift;
+	uint64_t i, mask;
+
+	for (i = first / 64; i <= last / 64; i++) {
+		mask = unit_mask(i, first, last);
+		if ((atomic_load_explicit(&u->used[i], memory_order_relaxed) &
+		     mask) != mask)
+			atomic_fetch_or_explicit(&u->used[i], mask,
+						 memory_order_relaxed);
+	}
+}
+
+static bool unit_spilled(const struct obd_units *u, uint64_t i)
+{
+	return atomic_load(&u->spilled[i / 64]) >> (i % 64) & 1;
 }
 
 /* ---- life -------------------------------------------------------------- */
@@ -245,6 +281,32 @@ static int read_fd(struct obd_source *src, void *buf, uint64_t n,
 	return obd_likely(got == (int64_t)n) ? 0 : read_error(got);
 }
 
+/* Unit by unit, each from the file that it lies in.  What is in the other
+ * file is in memory mostly: the calling thread may as well wait. */
+static int read_units(struct obd_source *src, uint8_t *buf, uint64_t n,
+		      uint64_t at, enum obd_try how)
+{
+	struct obd_units *u = src->units;
+	uint64_t unit, part, blob_at = src->base + at;
+	int64_t got;
+	int err = 0;
+
+	for (; !err && n; n -= part, buf += part, at += part, blob_at += part) {
+		unit = blob_at >> u->shift;
+		part = ((unit + 1) << u->shift) - blob_at;
+		if (part > n)
+			part = n;
+		if (!unit_spilled(u, unit)) {
+			err = read_fd(src, buf, part, at, how);
+			continue;
+		}
+		got = obd_io_pread(atomic_load(&u->spill_fd), buf, part,
+				   blob_at);
+		err = got == (int64_t)part ? 0 : read_error(got);
+	}
+	return err;
+}
+
 static int read_cache(struct obd_source *src, void *buf, uint64_t n,
 		      uint64_t at, enum obd_try how)
 {
@@ -254,10 +316,23 @@ static int read_cache(struct obd_source *src, void *buf, uint64_t n,
 
 	if (!obd_units_present(u, src->base + at, n))
 		return -ENODATA;
-	err = read_fd(src, buf, n, at, how);
-	if (err)
+	note_used(u, src->base + at, n);
+	if (obd_unlikely(atomic_load_explicit(&u->spill_fd,
+					      memory_order_relaxed) >= 0))
+		err = read_units(src, buf, n, at, how);
+	else
+		err = read_fd(src, buf, n, at, how);
+	if (obd_unlikely(err == -EAGAIN))
 		return err;
-	return obd_likely(atomic_load(&u->losses) == losses) ? 0 : -ENODATA;
+	if (obd_unlikely(atomic_load(&u->losses) != losses))
+		return -ENODATA;
+	if (obd_unlikely(err)) {
+		/* The disk below the cache fails, or somebody cut the file:
+		 * the blob is elsewhere, too. */
+		obd_miss_spoil(src, at, n);
+		return -ENODATA;
+	}
+	return 0;
 }
 
 /* A bad block of a remote ZFile: it has to be fetched again. */
@@ -316,7 +391,35 @@ int32_t obd_source_block(struct obd_source *zfile, uint64_t nr, uint64_t *at,
 	return obd_zfile_block(zfile->zfile, nr, at, length);
 }
 
-/* ---- the bitmap, as TypeScript saves it -------------------------------- */
+int32_t obd_source_spill(struct obd_source *cache, int32_t fd)
+{
+	int none = -1;
+
+	if (cache->kind != SRC_CACHE)
+		return -EINVAL;
+	if (fd < 0)
+		return -EBADF;
+	return atomic_compare_exchange_strong(&cache->units->spill_fd, &none,
+					      fd) ? 0 : -EBUSY;
+}
+
+/* ---- the bitmaps, as TypeScript sees them ------------------------------ */
+
+int32_t obd_source_used(struct obd_source *cache, void *bits, uint64_t bytes)
+{
+	struct obd_units *u = cache->units;
+	uint8_t *out = bits;
+	uint64_t i, word = 0;
+
+	if (cache->kind != SRC_CACHE || bytes != (u->count + 7) / 8)
+		return -EINVAL;
+	for (i = 0; i < bytes; i++) {
+		if (i % 8 == 0)
+			word = atomic_exchange(&u->used[i / 8], 0);
+		out[i] = (uint8_t)(word >> (i % 8 * 8));
+	}
+	return 0;
+}
 
 int32_t obd_source_bitmap_get(struct obd_source *cache, void *bits,
 			      uint64_t bytes)

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Source } from "./engine.ts";
+import { type Bytes, type Source, u64 } from "./engine.ts";
 import { check } from "./errors.ts";
 import { lib } from "./library.ts";
 
@@ -20,9 +20,45 @@ export function windowSource(
   );
 }
 
-/** Descriptor `fd` is from now on the file of `by`, which stays open too. */
-export function replaceFd(fd: number, by: number): void {
-  check(lib.obd_io_replace(fd, by), "cannot replace a file");
+/** Gives a cache a second file; takes the descriptor over. */
+export function spillSource(cache: Source, fd: number): void {
+  check(
+    lib.obd_source_spill(cache.pointer, fd),
+    "cannot use a second file for a blob",
+  );
+}
+
+/** Units are there, in the second file. */
+export function fillSpilled(cache: Source, first: number, count: number): void {
+  check(
+    lib.obd_source_fill_spilled(cache.pointer, u64(first), u64(count)),
+    `cannot fill units ${first}+${count}`,
+  );
+}
+
+/** Which units were read since the last call, bit i of byte i/8. */
+export function takeUsed(cache: Source, bits: Bytes): void {
+  check(
+    lib.obd_source_used(cache.pointer, bits, BigInt(bits.byteLength)),
+    "cannot tell which units were read",
+  );
+}
+
+/** Writes at `at` without holding anything else up. */
+export async function pwriteLater(
+  fd: number,
+  from: Bytes,
+  at: number,
+): Promise<void> {
+  check(
+    await lib.obd_io_pwrite_async(
+      fd,
+      from,
+      BigInt(from.byteLength),
+      BigInt(at),
+    ),
+    `cannot write ${from.byteLength} bytes at ${at}`,
+  );
 }
 
 const PUNCH_HOLE_KEEP_SIZE = 3;

@@ -84,6 +84,17 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_io_pwrite_async: {
+    name: "obd_io_pwrite",
+    parameters: [
+      "i32", // int32_t fd
+      "buffer", // const void *buf
+      "u64", // uint64_t n
+      "u64", // uint64_t at
+    ],
+    result: "i64",
+    nonblocking: true,
+  },
   obd_io_sync_async: {
     name: "obd_io_sync",
     parameters: [
@@ -127,13 +138,6 @@ export const symbols = {
     parameters: [
       "i32", // int32_t fd
       "i32", // int32_t operation
-    ],
-    result: "i32",
-  },
-  obd_io_replace: {
-    parameters: [
-      "i32", // int32_t fd
-      "i32", // int32_t with
     ],
     result: "i32",
   },
@@ -290,6 +294,21 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_source_spill: {
+    parameters: [
+      "pointer", // struct obd_source *cache
+      "i32", // int32_t fd
+    ],
+    result: "i32",
+  },
+  obd_source_fill_spilled: {
+    parameters: [
+      "pointer", // struct obd_source *cache
+      "u64", // uint64_t first
+      "u64", // uint64_t count
+    ],
+    result: "i32",
+  },
   obd_source_evict: {
     parameters: [
       "pointer", // struct obd_source *cache
@@ -310,6 +329,14 @@ export const symbols = {
     parameters: [
       "pointer", // struct obd_source *cache
       "buffer", // const void *bits
+      "u64", // uint64_t bytes
+    ],
+    result: "i32",
+  },
+  obd_source_used: {
+    parameters: [
+      "pointer", // struct obd_source *cache
+      "buffer", // void *bits
       "u64", // uint64_t bytes
     ],
     result: "i32",

@@ -292,6 +292,30 @@ static void a_unit_evicted_before_it_was_read_is_asked_for_again(void)
 	remote_free(&r);
 }
 
+static void a_cache_file_that_cannot_be_read_is_asked_for_again(void)
+{
+	struct remote r = remote_new(26, 3, FOREVER);
+	struct reader rd;
+	struct obd_miss m[4];
+	uint64_t i;
+
+	fill_units(&r, 0, 3);
+	for (i = 0; i < 2; i++) {
+		if (i == 0)
+			obd_io_fault(OBD_IO_PREAD, 1, EIO, 1);
+		else /* somebody cut it */
+			MUST(!ftruncate(r.src->fd, (off_t)UNIT));
+		reader_start(&rd, r.dev, UNIT, UNIT);
+		CHECK_EQ(drain_wait(m, 4), 1);
+		CHECK(miss_is(&m[0], 26, 1, 1, OBD_MISS_CORRUPT));
+		fill_units(&r, 1, 1);
+		CHECK_EQ(reader_join(&rd), 0);
+		CHECK(blob_same(26, rd.buf, UNIT, UNIT));
+		free(rd.buf);
+	}
+	remote_free(&r);
+}
+
 /* ---- ends -------------------------------------------------------------- */
 
 static void a_request_waits_until_its_deadline_and_no_longer(void)
@@ -880,6 +904,7 @@ int main(void)
 	RUN(a_failed_unit_that_the_upper_hides_is_nobodys_business);
 	RUN(a_restored_bitmap_wakes_what_it_answers);
 	RUN(a_unit_evicted_before_it_was_read_is_asked_for_again);
+	RUN(a_cache_file_that_cannot_be_read_is_asked_for_again);
 	RUN(a_request_waits_until_its_deadline_and_no_longer);
 	RUN(closing_ends_waiting_requests_and_refuses_new_ones);
 	RUN(a_device_lives_as_long_as_its_waiting_request);

@@ -110,6 +110,56 @@ static void a_cache_serves_what_was_filled_and_nothing_else(void)
 	obd_source_unref(src);
 }
 
+static void a_spilled_unit_is_read_from_the_second_file(void)
+{
+	int fd, spill = temp_fd();
+	struct obd_source *src = remote_source(7, 12288, 4096, &fd);
+	uint8_t buf[12288], wrong[12288];
+
+	CHECK_EQ(obd_source_fill_spilled(src, 1, 1), -EBADF);
+	CHECK_EQ(obd_source_spill(src, spill), 0);
+	CHECK_EQ(obd_source_spill(src, fd), -EBUSY);
+	blob_fill(7, buf, 0, 12288);
+	memset(wrong, 0xee, sizeof(wrong));
+	MUST(obd_io_pwrite(fd, buf, 12288, 0) == 12288);
+	MUST(obd_io_pwrite(fd, wrong, 4096, 4096) == 4096);
+	MUST(obd_io_pwrite(spill, wrong, 12288, 0) == 12288);
+	MUST(obd_io_pwrite(spill, buf + 4096, 4096, 4096) == 4096);
+	CHECK_EQ(obd_source_fill(src, 0, 3, 0), 0);
+	CHECK_EQ(obd_source_evict(src, 1, 1), 0);
+	CHECK_EQ(obd_source_pread(src, buf, 1, 5000), -EAGAIN);
+	CHECK_EQ(obd_source_fill_spilled(src, 1, 1), 0);
+	CHECK_EQ(obd_source_pread(src, buf, 11000, 100), 11000);
+	CHECK(blob_same(7, buf, 100, 11000));
+	/* Back in the first file it is read there. */
+	CHECK_EQ(obd_source_evict(src, 1, 1), 0);
+	CHECK_EQ(obd_source_fill(src, 1, 1, 0), 0);
+	CHECK_EQ(obd_source_pread(src, buf, 4096, 4096), 4096);
+	CHECK(!memcmp(buf, wrong, 4096));
+	obd_source_unref(src);
+}
+
+static void reads_are_noted_by_unit_until_they_are_asked_for(void)
+{
+	int fd;
+	struct obd_source *src = remote_source(7, 10 * 4096, 4096, &fd);
+	uint8_t bits[2], buf[8192];
+
+	MUST(!ftruncate(fd, 10 * 4096));
+	CHECK_EQ(obd_source_fill(src, 0, 10, 0), 0);
+	CHECK_EQ(obd_source_used(src, bits, 1), -EINVAL);
+	CHECK_EQ(obd_source_used(src, bits, 2), 0);
+	CHECK(!bits[0] && !bits[1]);
+	CHECK_EQ(obd_source_pread(src, buf, 1, 4095), 1);
+	CHECK_EQ(obd_source_pread(src, buf, 4097, 8 * 4096 - 1), 4097);
+	CHECK_EQ(obd_source_used(src, bits, 2), 0);
+	CHECK_EQ(bits[0], 0x81);
+	CHECK_EQ(bits[1], 0x01);
+	CHECK_EQ(obd_source_used(src, bits, 2), 0);
+	CHECK(!bits[0] && !bits[1]);
+	obd_source_unref(src);
+}
+
 static void answers_outside_a_cache_are_refused(void)
 {
 	int fd;
@@ -213,6 +263,8 @@ int main(void)
 	RUN(only_nowait_says_again_and_blocking_never_does);
 	RUN(a_file_system_without_nowait_is_remembered);
 	RUN(a_cache_serves_what_was_filled_and_nothing_else);
+	RUN(a_spilled_unit_is_read_from_the_second_file);
+	RUN(reads_are_noted_by_unit_until_they_are_asked_for);
 	RUN(answers_outside_a_cache_are_refused);
 	RUN(the_bitmap_comes_back_as_it_was_saved);
 	RUN(bits_past_the_last_unit_mean_nothing);

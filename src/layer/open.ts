@@ -73,8 +73,10 @@ export interface RemoteFile {
   tar: TarPayload | undefined;
   /** from now on `source` shows this part alone */
   window(base: number, size: number): void;
-  /** Waits until a range of the whole blob is here. */
+  /** Waits until a range of the whole blob is here, and keeps it. */
   need: Need;
+  /** Waits the same way, and keeps nothing. */
+  prefetch: Need;
   close(): void;
 }
 
@@ -254,16 +256,25 @@ function openPayload(path: string, raw: boolean): Payload {
   }
 }
 
-/** Bytes at a blob's end that are likely to be needed: indexes, trailers. */
-const TAIL = 256 * 1024;
+/**
+ * Bytes at a blob's end that are likely to be needed: the trailer, the jump
+ * table (4 bytes for 4 KiB of content) and before it the index.  What is
+ * missing of them costs another round trip, and no more.
+ */
+function likelyTail(size: number): number {
+  const MIN = 256 << 10;
+  const MAX = 2 << 20;
+  const PART = 128;
+  return Math.min(size, MAX, Math.max(MIN, Math.ceil(size / PART)));
+}
 
 /** The same for a blob; head and tail are fetched at once. */
 async function remotePayload(file: RemoteFile): Promise<Payload> {
   const { size: fileSize, source: stored } = file;
-  const tail = Math.min(TAIL, fileSize);
+  const tail = likelyTail(fileSize);
   await Promise.all([
     file.need(0, Math.min(TAR_PROBE + ZFILE_BLOCK, fileSize)),
-    file.need(fileSize - tail, tail),
+    file.prefetch(fileSize - tail, tail),
   ]);
   const head = new Uint8Array(TAR_PROBE);
   // Somebody who opened it before may have taken it out of its wrapper.

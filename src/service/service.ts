@@ -99,11 +99,17 @@ export function createService(parts: ServiceParts): Service {
   const meters = { pread: createMeter(), download: createMeter() };
   const warn = (line: string) => log.warn(line.replace(/^WARNING /, ""));
   const client = openRegistry(settings, warn);
+  const { cacheConfig } = settings;
   const sources = createSources({
     openBlob: client.openBlob,
-    cacheDir: settings.cacheConfig.cacheDir,
-    refillSize: settings.cacheConfig.refillSize,
+    cacheType: cacheConfig.cacheType,
+    cacheDir: cacheConfig.cacheDir,
+    cacheSize: cacheConfig.cacheSizeGB * 2 ** 30,
+    refillSize: cacheConfig.refillSize,
     log: warn,
+    audit: audit.record,
+    onEviction: audit.eviction,
+    onDownload: meters.download.record,
   });
   const open = new Set<ServedImage>();
   const devIds = new Map<string, ServedImage | undefined>();
@@ -183,7 +189,7 @@ export function createService(parts: ServiceParts): Service {
       const ended = await Promise.allSettled(
         [...open].map((served) => served.close()),
       );
-      sources.close();
+      await sources.close();
       client.close();
       const failed = ended.find((result) => result.status === "rejected");
       if (failed !== undefined) throw failed.reason;

@@ -5,197 +5,292 @@
  *
  * @module
  */
-import pLimit from "p-limit";
+import type { CachedBlob } from "./cache/blob.ts";
+import { createPool, type EvictionReport, type Pool } from "./cache/pool.ts";
+import { createScheduler } from "./cache/schedule.ts";
+import { createSpillBudget } from "./cache/spill.ts";
 import {
-  closeFd,
-  flock,
-  LOCK,
-  O,
-  openFd,
-  truncateFd,
-} from "../../ffi/engine.ts";
-import { type CachedBlob, openCachedBlob } from "./cache/blob.ts";
-import {
-  openStore,
-  openUnlinked,
-  presentUnits,
-  provenSize,
-} from "./cache/file.ts";
+  type OpenedBlob,
+  openKept,
+  openPast,
+  type Shared,
+} from "./cache/store.ts";
 import { type Blob, SourceError } from "./source.ts";
+
+/** One operation for the audit file (spec/service-config.md, section 5). */
+export interface SourceAudit {
+  op: "download" | "file:write";
+  /** `/` and the URL; empty for the cache's own files */
+  pathname: string;
+  offset: number;
+  /** bytes, -1 after a failure */
+  size: number;
+  latencyUs: number;
+}
 
 /** How a set of sources is made. */
 export interface SourceSetOptions {
   /** the blob behind a URL; contacts nobody yet */
   openBlob(url: string): Blob;
+  /** `file`; `download`: beside each layer; `ocf` is served by `file` */
+  cacheType?: string;
   cacheDir: string;
+  /** bytes that the directory may hold; undefined: no limit */
+  cacheSize?: number;
+  /** bytes that its file system should have free */
+  diskFloor?: number;
   /** fetch granule in bytes: a multiple of 4096 and a power of two */
   refillSize: number;
   /** requests at once, over all blobs */
   maxRequests?: number;
   log: (line: string) => void;
+  audit?: (done: SourceAudit) => void;
+  onEviction?: (report: EvictionReport) => void;
+  /** a read from a registry has ended well */
+  onDownload?: (bytes: number, us: number) => void;
+}
+
+/** What is known of a blob beside its URL. */
+export interface OpenBlobOptions {
+  /** of the layer: where `cacheType` `download` puts it */
+  dir?: string;
+  /** bytes, 0: not known */
+  size?: number;
+  /** ends the opening */
+  signal?: AbortSignal;
 }
 
 /** Blobs that images read from. */
-export interface SourceSet extends Disposable {
+export interface SourceSet extends AsyncDisposable {
+  readonly pool: Pool;
   /**
    * Opens a blob; everybody who opens one name shares it.
    *
    * @param url `<repoBlobUrl>/<digest>`
    * @throws {SourceError} its size cannot be had
    */
-  open(url: string): Promise<CachedBlob>;
-  close(): void;
+  open(url: string, options?: OpenBlobOptions): Promise<CachedBlob>;
+  /** the open blobs, by name */
+  blobs(): Promise<Map<string, OpenedBlob>>;
+  /** Ends all fetches; resolves when every file is left as it should be. */
+  close(): Promise<void>;
 }
 
 const MAX_REQUESTS = 64;
+/** What one blob may have of them. */
+const SHARE = 16;
+/** Bytes of units that no cache file keeps, over all blobs. */
+const SPILL_MAX = 256 << 20;
+const GIB = 2 ** 30;
 
 /** An open blob and how many use it. */
-interface Shared {
-  opening: Promise<CachedBlob>;
+interface User {
+  opening: Promise<OpenedBlob>;
   users: number;
+  stop: AbortController;
 }
 
-/** Whole blocks of 512 bytes that a path has. */
-function blocksOf(path: string): number {
-  return Deno.statSync(path).blocks ?? 0;
+function why(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }
 
-/** Holds the directory alone; undefined: another process does, or none can. */
-function lockDir(
-  dir: string,
-  log: (line: string) => void,
-): number | undefined {
-  let fd: number | undefined;
-  try {
-    Deno.mkdirSync(dir, { recursive: true, mode: 0o755 });
-    fd = openFd(dir, O.RDONLY);
-    if (flock(fd, LOCK.EX | LOCK.NB)) return fd;
-    log(`WARNING another process uses the cache ${dir}, reading past it`);
-  } catch (error) {
-    log(
-      `WARNING cannot use the cache ${dir}, reading past it: ${
-        error instanceof Error ? error.message : String(error)
-      }`,
-    );
-  }
-  if (fd !== undefined) closeFd(fd);
-  return undefined;
+/** The blob that a URL names, by its last component. */
+function nameOf(url: string): string {
+  const name = url.slice(url.lastIndexOf("/") + 1).replace(/[?#].*$/, "");
+  if (/^[A-Za-z0-9][A-Za-z0-9:._-]*$/.test(name)) return name;
+  throw new SourceError("EINVAL", `cannot open ${url}: bad blob name`);
 }
 
 /** Makes the sources of a host's images. */
 export function createSources(options: SourceSetOptions): SourceSet {
-  const { cacheDir, refillSize, log } = options;
-  const limit = pLimit(options.maxRequests ?? MAX_REQUESTS);
-  const open = new Map<string, Shared>();
-  // Taken with the first blob: who opens none leaves no directory.
-  let lock: { fd: number | undefined } | undefined;
-
-  /** Opens the blob in its file, with what that holds already. */
-  const openKept = async (blob: Blob, path: string): Promise<CachedBlob> => {
-    const store = openStore(path);
-    try {
-      const size = provenSize(store.size) ?? await blob.size();
-      if (size !== store.size) truncateFd(store.fd, size);
-      const present = presentUnits(
-        store.fd,
-        size,
-        refillSize,
-        blocksOf(path),
-      );
-      return openCachedBlob(blob, {
-        store,
-        size,
-        unit: refillSize,
-        present,
-        limit,
-        log,
-      });
-    } catch (error) {
-      closeFd(store.fd);
-      throw error;
-    }
+  const { cacheDir, refillSize: unit, log } = options;
+  const inLayers = options.cacheType === "download";
+  if (options.cacheType === "ocf") {
+    log("WARNING cacheType ocf: the file cache is used in its place");
+  }
+  const pool = createPool({
+    dir: cacheDir,
+    capacity: inLayers ? undefined : options.cacheSize,
+    floor: options.diskFloor ?? GIB,
+    log,
+    onEviction: (report) => options.onEviction?.(report),
+  });
+  const shared: Shared = {
+    unit,
+    scheduler: createScheduler(options.maxRequests ?? MAX_REQUESTS, SHARE),
+    spill: createSpillBudget(SPILL_MAX),
+    log,
+    onFull: pool.makeRoom,
+    onDownload(name, offset, size, latencyUs) {
+      const pathname = `/${name}`;
+      options.audit?.({ op: "download", pathname, offset, size, latencyUs });
+      if (size >= 0) options.onDownload?.(size, latencyUs);
+    },
+    onWrite(offset, size, latencyUs) {
+      const pathname = "";
+      options.audit?.({ op: "file:write", pathname, offset, size, latencyUs });
+      if (size > 0) pool.wrote(size);
+    },
   };
+  const open = new Map<string, User>();
+  const closing = new Map<string, Promise<void>>();
+  let ended = false;
 
-  const openPast = async (blob: Blob): Promise<CachedBlob> => {
-    const size = await blob.size();
-    const store = openUnlinked();
-    try {
-      truncateFd(store.fd, size);
-      const present = new Uint8Array(
-        Math.ceil(Math.ceil(size / refillSize) / 8),
-      );
-      return openCachedBlob(blob, {
-        store,
+  const openInPool = async (
+    blob: Blob,
+    name: string,
+    size: number,
+    signal: AbortSignal,
+  ): Promise<OpenedBlob | undefined> => {
+    if (!pool.hold()) return undefined;
+    const opened = await openKept(
+      blob,
+      {
+        name,
+        path: `${cacheDir}/${name}`,
+        statePath: pool.statePath(name),
         size,
-        unit: refillSize,
-        present,
-        limit,
-        log,
-      });
-    } catch (error) {
-      closeFd(store.fd);
-      throw error;
-    }
+        lock: false,
+      },
+      shared,
+      signal,
+    );
+    pool.opened(name, opened.blob);
+    return {
+      ...opened,
+      async close() {
+        await opened.close();
+        pool.closed(name);
+      },
+    };
   };
-
-  const openOne = async (url: string, name: string): Promise<CachedBlob> => {
+  const openInLayer = async (
+    blob: Blob,
+    name: string,
+    { dir, size }: { dir: string; size: number },
+    signal: AbortSignal,
+  ): Promise<OpenedBlob | undefined> => {
+    if (dir === "") {
+      log(`WARNING ${name} has no directory to be kept in`);
+      return undefined;
+    }
+    return await openKept(
+      blob,
+      {
+        name,
+        path: `${dir}/.download`,
+        statePath: undefined,
+        size,
+        lock: true,
+      },
+      shared,
+      signal,
+    );
+  };
+  const openOne = async (
+    url: string,
+    name: string,
+    { dir = "", size = 0 }: OpenBlobOptions,
+    signal: AbortSignal,
+  ): Promise<OpenedBlob> => {
+    await closing.get(name);
     const blob = options.openBlob(url);
-    lock ??= { fd: lockDir(cacheDir, log) };
-    if (lock.fd === undefined) return await openPast(blob);
+    let kept: OpenedBlob | undefined;
     try {
-      return await openKept(blob, `${cacheDir}/${name}`);
+      kept = inLayers
+        ? await openInLayer(blob, name, { dir, size }, signal)
+        : await openInPool(blob, name, size, signal);
     } catch (error) {
       if (error instanceof SourceError) throw error;
       log(
-        `WARNING the cache cannot keep ${name}, reading past it: ${
-          error instanceof Error ? error.message : String(error)
-        }`,
+        `WARNING the cache cannot keep ${name}, reading past it: ${why(error)}`,
       );
-      return await openPast(blob);
     }
+    return kept ?? await openPast(blob, shared, signal);
+  };
+  const end = (name: string, user: User) => {
+    open.delete(name);
+    user.stop.abort();
+    const done = user.opening.then((opened) => opened.close(), () => {})
+      .finally(() => {
+        if (closing.get(name) === done) closing.delete(name);
+      });
+    closing.set(name, done);
   };
 
-  const close = () => {
-    if (lock?.fd !== undefined) closeFd(lock.fd);
-    lock = undefined;
+  /** One user's hold on a blob that others may use, too. */
+  const holdOn = (name: string, user: User, { blob }: OpenedBlob) => {
+    let closed = false;
+    const close = () => {
+      if (closed) return;
+      closed = true;
+      if (--user.users === 0 && open.get(name) === user) end(name, user);
+    };
+    return {
+      ...blob,
+      get tar() {
+        return blob.tar;
+      },
+      set tar(tar) {
+        blob.tar = tar;
+      },
+      close,
+      [Symbol.dispose]: close,
+    };
+  };
+
+  const close = async () => {
+    ended = true;
+    for (const [name, user] of open) end(name, user);
+    await Promise.all(closing.values());
+    pool.close();
   };
   return {
-    async open(url) {
-      const name = url.slice(url.lastIndexOf("/") + 1);
-      if (!/^[A-Za-z0-9][A-Za-z0-9:._-]*$/.test(name)) {
-        throw new SourceError("EINVAL", `cannot open ${url}: bad blob name`);
+    pool,
+    async open(url, about = {}) {
+      const name = nameOf(url);
+      if (ended) throw new SourceError("EIO", `cannot open ${url}: closed`);
+      let user = open.get(name);
+      if (user === undefined) {
+        const stop = new AbortController();
+        const opening = openOne(url, name, about, stop.signal);
+        user = { opening, users: 0, stop };
+        open.set(name, user);
+      } else {
+        user.opening.then(
+          ({ blob }) => blob.addOrigin(options.openBlob(url)),
+          () => {},
+        );
       }
-      const shared = open.get(name) ??
-        { opening: openOne(url, name), users: 0 };
-      open.set(name, shared);
-      shared.users++;
-      let closed = false;
-      const release = () => {
-        if (closed) return;
-        closed = true;
-        if (--shared.users > 0) return;
-        open.delete(name);
-        shared.opening.then((blob) => blob.close(), () => {});
+      user.users++;
+      const used = user;
+      const leave = () => {
+        if (--used.users === 0 && open.get(name) === used) end(name, used);
       };
+      const { signal } = about;
+      const aborted = Promise.withResolvers<never>();
+      const abort = () => aborted.reject(signal?.reason);
+      signal?.addEventListener("abort", abort, { once: true });
       try {
-        const blob = await shared.opening;
-        return {
-          ...blob,
-          get tar() {
-            return blob.tar;
-          },
-          set tar(tar) {
-            blob.tar = tar;
-          },
-          close: release,
-          [Symbol.dispose]: release,
-        };
+        signal?.throwIfAborted();
+        const opened = await Promise.race([used.opening, aborted.promise]);
+        return holdOn(name, used, opened);
       } catch (error) {
-        release();
+        leave();
         throw error;
+      } finally {
+        signal?.removeEventListener("abort", abort);
       }
     },
+    async blobs() {
+      const all = new Map<string, OpenedBlob>();
+      for (const [name, { opening }] of open) {
+        const opened = await opening.catch(() => undefined);
+        if (opened !== undefined) all.set(name, opened);
+      }
+      return all;
+    },
     close,
-    [Symbol.dispose]: close,
+    [Symbol.asyncDispose]: close,
   };
 }

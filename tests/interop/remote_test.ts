@@ -95,7 +95,7 @@ async function withImage(
   log: (line: string) => void = () => {},
 ): Promise<void> {
   using client = createRegistryClient();
-  using sources = createSources({
+  await using sources = createSources({
     openBlob: client.openBlob,
     cacheDir: dir.file("cache"),
     refillSize: 65536,
@@ -219,7 +219,7 @@ Deno.test("a full cache disk: reads go on from the source", async () => {
   const lines: string[] = [];
   await withImage(dir, server.url, path, async (read) => {
     const ENOSPC = 28;
-    faultIo(IO.PWRITE, 1, ENOSPC);
+    faultIo(IO.PWRITE, 1, ENOSPC, 4);
     for (let at = 0; at < SIZE; at += 1 << 20) {
       assert.deepEqual(
         await read(at, 1 << 20),

@@ -5,49 +5,56 @@
  *
  * @module
  */
-import { punchFd, replaceFd, windowSource } from "../../../ffi/cache.ts";
+import { takeUsed, windowSource } from "../../../ffi/cache.ts";
 import {
   type Bytes,
   cacheSource,
-  closeFd,
-  evict,
   fill,
-  preadFd,
-  pwriteFd,
   setBitmap,
   type Source,
 } from "../../../ffi/engine.ts";
-import type { TarPayload } from "../../format/tar.ts";
 import type { Miss } from "../../../ffi/miss.ts";
+import type { TarPayload } from "../../format/tar.ts";
 import { newSourceId, routeMisses } from "../miss.ts";
-import { type Blob, SourceError } from "../source.ts";
-import { openUnlinked, type StoreFile } from "./file.ts";
+import { type Blob, type RangeBody, SourceError } from "../source.ts";
+import { createFetcher, type FetchParts } from "./fetch.ts";
+import { type Media, openMedia } from "./media.ts";
+import { createReadAhead } from "./readahead.ts";
+import type { SpillBudget } from "./spill.ts";
+import { countBits, hasBit, newBits, putBit, unitsUnder } from "./units.ts";
 
-/** Bytes that one request brings at most. */
-const REQUEST_MAX = 4 << 20;
-/** Bytes that a file without a name may hold. */
-const UNLINKED_MAX = 64 << 20;
-/** How long one attempt may take. */
-const ATTEMPT_MS = 30_000;
+/** Bytes that are read ahead at most. */
+const AHEAD_MAX = 8 << 20;
 const BACKOFF_MIN_MS = 20;
 const BACKOFF_MAX_MS = 30_000;
+const EIO = 5;
 const EUCLEAN = 117;
+/** Answers that cannot be right, in a row, before they are an error. */
+const WRONG_TRIES = 3;
 /** A damaged unit is fetched again this often before it is an error. */
 const CORRUPT_TRIES = 3;
-
-/** Runs work when there is room for it. */
-export type Limit = <T>(work: () => Promise<T>) => Promise<T>;
+/** Damage this long ago says nothing about now. */
+const CORRUPT_MEMORY_MS = 60_000;
 
 /** What a blob is opened with. */
-export interface BlobOptions {
-  store: StoreFile;
+export interface BlobOptions extends FetchParts {
+  fd: number;
+  /** false: the file has no name, so what it holds is bounded */
+  kept: boolean;
+  /** bytes of the blob */
   size: number;
-  /** fetch granule in bytes, a power of two of at least 4096 */
-  unit: number;
-  /** units the file holds already, bit i of byte i/8 */
+  /** units the file holds already */
   present: Bytes;
-  limit: Limit;
-  log: (line: string) => void;
+  spill: SpillBudget;
+  /** the answer to the first request, which told the size */
+  head: RangeBody | undefined;
+  /** the kept file is about to change */
+  onChange: () => void;
+  /** makes room on a full disk, if it can */
+  onFull: () => Promise<void>;
+  onWrite: (at: number, bytes: number, us: number) => void;
+  /** every unit is in the file */
+  onWhole: () => void;
 }
 
 /** Running totals. */
@@ -55,11 +62,21 @@ export interface BlobStats {
   fetches: number;
   fetchedBytes: number;
   corrupt: number;
+  evicted: number;
+}
+
+/** Units of an open blob that may be evicted together. */
+export interface Evictable {
+  /** ms since 1970, as well as it is known */
+  lastUsed: number;
+  bytes: number;
+  evict(): void;
 }
 
 /** A blob that the engine can read. */
 export interface CachedBlob extends Disposable {
   readonly name: string;
+  /** bytes */
   readonly size: number;
   /** bytes that are fetched together, a power of two */
   readonly unit: number;
@@ -72,205 +89,160 @@ export interface CachedBlob extends Disposable {
   /** Shows a part of it alone. */
   window(base: number, size: number): void;
   /**
-   * Waits until [at, at + length) of the whole blob is here.
+   * Waits until [at, at + length) of the whole blob is here.  It is not
+   * evicted while the blob is open: this is for headers and indexes.
    *
    * @throws {SourceError} it cannot be fetched
    */
   need(at: number, length: number): Promise<void>;
-  /**
-   * Copies bytes from `at` of the whole blob; false, and nothing copied, when
-   * not all of them are here.
-   */
-  peek(at: number, into: Bytes): boolean;
+  /** The same for data, which may be evicted again. */
+  prefetch(at: number, length: number): Promise<void>;
+  /** True when all of the range is here. */
+  has(at: number, length: number): boolean;
   /** Forgets everything: what was fetched is not what it should be. */
   forget(): void;
   close(): void;
 }
 
-/** Splits [first, first + count) where `absent` says so, at most max long. */
-function* runs(
-  first: number,
-  count: number,
-  max: number,
-  absent: (unit: number) => boolean,
-): Generator<[first: number, count: number]> {
-  let from = first;
-  for (let i = first; i <= first + count; i++) {
-    const stop = i === first + count || !absent(i);
-    if ((stop || i - from === max) && i > from) yield [from, i - from];
-    if (stop) from = i + 1;
-    else if (i - from === max) from = i;
-  }
+/** The same for its owner. */
+export interface OwnedBlob extends CachedBlob {
+  /** a copy: the units that are in its own file */
+  present(): Bytes;
+  /** Another place where it can be had. */
+  addOrigin(blob: Blob): void;
+  /** What may be evicted; harvests what was read since the last call. */
+  evictable(now: number): Generator<Evictable>;
+  /** Ends fetches; after it nothing changes the file. */
+  settle(): Promise<void>;
 }
 
-/** Opens a blob; takes the file over. */
-export function openCachedBlob(blob: Blob, options: BlobOptions): CachedBlob {
-  const { size, unit, limit, log } = options;
+/** Opens a blob; takes the descriptor and the head over. */
+export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
+  const { fd, kept, size, unit, log } = options;
   const count = Math.ceil(size / unit);
   const here = options.present.slice();
-  const { fd } = options.store;
-  let { kept } = options.store;
   const id = newSourceId();
   const source = cacheSource(fd, size, unit, id);
   setBitmap(source, here);
-  const stop = new AbortController();
-  const stats: BlobStats = { fetches: 0, fetchedBytes: 0, corrupt: 0 };
-  const running = new Map<number, Promise<void>>();
-  const corrupt = new Map<number, number>();
-  // Units of an unlinked file, oldest first.
-  const held = new Set<number>();
-  let nextExpected = -1;
-  let ahead = 0;
-
-  const has = (i: number) => ((here[i >> 3] ?? 0) >> (i & 7) & 1) === 1;
-  const mark = (i: number, on: boolean) => {
-    const byte = here[i >> 3] ?? 0;
-    here[i >> 3] = on ? byte | 1 << (i & 7) : byte & ~(1 << (i & 7));
+  const stats: BlobStats = {
+    fetches: 0,
+    fetchedBytes: 0,
+    corrupt: 0,
+    evicted: 0,
   };
+  let left = count - countBits(here);
+  // Headers, indexes: not evicted.
+  const guarded = newBits(count);
+  // When units were used, in s since 1970; made when it is first asked for.
+  let lastUsed: Uint32Array | undefined;
+  const openedAt = Date.now();
+  const damage = new Map<number, { times: number; at: number }>();
 
   const drop = (i: number) => {
-    mark(i, false);
-    held.delete(i);
-    evict(source, i, 1);
-    try {
-      punchFd(fd, i * unit, unit);
-    } catch {
-      // The space stays taken; the unit is absent all the same.
-    }
+    if (hasBit(here, i)) left++;
+    putBit(here, i, false);
+    media.drop(i);
   };
-
-  /** The cache's file fails: a file without a name takes its place. */
-  const leaveFile = (cause: unknown) => {
-    log(
-      `WARNING the cache cannot keep ${blob.name}, reading past it: ${
-        cause instanceof Error ? cause.message : String(cause)
-      }`,
-    );
-    const other = openUnlinked();
-    // Absent first: who reads meanwhile sees that units were lost.
-    here.fill(0);
-    evict(source, 0, count);
-    replaceFd(fd, other.fd);
-    closeFd(other.fd);
-    kept = false;
-  };
-
-  const store = (first: number, n: number, bytes: Bytes) => {
-    try {
-      pwriteFd(fd, bytes, first * unit);
-    } catch (error) {
-      if (!kept) throw error;
-      leaveFile(error);
-      pwriteFd(fd, bytes, first * unit);
-    }
-    for (let i = first; i < first + n; i++) {
-      mark(i, true);
-      if (!kept) held.add(i);
-    }
-    fill(source, first, n);
-    for (const i of held) {
-      if (held.size * unit <= UNLINKED_MAX) break;
-      drop(i);
-    }
-  };
-
-  const fetchRun = async (first: number, n: number) => {
-    const at = first * unit;
-    let bytes = new Uint8Array(Math.min(size, (first + n) * unit) - at);
-    await limit(async () => {
-      const signal = AbortSignal.any([
-        stop.signal,
-        AbortSignal.timeout(ATTEMPT_MS),
-      ]);
-      stats.fetches++;
-      const body = await blob.range(at, bytes.length, signal);
-      if (body.total !== size) {
-        body.cancel();
-        throw new SourceError(
-          "EIO",
-          `cannot read ${blob.name}: it has ${body.total} bytes, not ${size}`,
-          { retryable: false },
-        );
+  const media: Media = openMedia({
+    ...options,
+    name: blob.name,
+    source,
+    onDrop: drop,
+  });
+  const fetcher = createFetcher(blob, {
+    ...options,
+    stats,
+    media,
+    has: (i) => hasBit(here, i),
+    // Twice damaged in the file: the disk below may be what is bad.
+    place: (i) => (damage.get(i)?.times ?? 0) > 1 ? "spill" : undefined,
+    onLand(place, first, n) {
+      media.land(place, first, n);
+      for (let i = first; i < first + n; i++) {
+        if (!hasBit(here, i)) left--;
+        putBit(here, i, true);
+        if (lastUsed !== undefined) lastUsed[i] = Date.now() / 1000;
       }
-      bytes = await body.read(bytes);
-      stats.fetchedBytes += bytes.length;
-    });
-    if (!stop.signal.aborted) store(first, n, bytes);
-  };
+      if (left === 0 && kept && media.spilled().size === 0) options.onWhole();
+    },
+  });
+  if (options.head !== undefined) fetcher.begin(options.head);
 
-  const fetchUnits = (first: number, n: number): Promise<void>[] => {
-    const max = Math.max(1, Math.floor(REQUEST_MAX / unit));
-    const absent = (i: number) => !has(i) && !running.has(i);
-    const waits = new Set<Promise<void>>();
-    const todo = [...runs(first, n, max, absent)];
-    for (let i = first; i < first + n; i++) {
-      const already = running.get(i);
-      if (already !== undefined) waits.add(already);
-    }
-    for (const [from, length] of todo) {
-      const done = fetchRun(from, length).finally(() => {
-        for (let i = from; i < from + length; i++) running.delete(i);
-      });
-      done.catch(() => {});
-      for (let i = from; i < from + length; i++) running.set(i, done);
-      waits.add(done);
-    }
-    return [...waits];
-  };
+  const under = (at: number, length: number) =>
+    unitsUnder(at, length, size, unit);
 
-  const needUnits = async (first: number, n: number) => {
-    await Promise.all(fetchUnits(first, n));
-    if (stop.signal.aborted) {
-      throw new SourceError("EIO", `cannot read ${blob.name}: it is closed`);
-    }
-  };
-
-  /** Until it is there: the engine ends what waits too long. */
+  /**
+   * Until it is there: the engine ends what waits too long.  An answer that
+   * is wrong in itself, not just missing, becomes an error sooner: the blob
+   * may be another one now.
+   */
   const insist = async (first: number, n: number) => {
-    for (let pause = BACKOFF_MIN_MS; !stop.signal.aborted;) {
+    let wrong = 0;
+    for (let pause = BACKOFF_MIN_MS; !fetcher.signal.aborted;) {
       try {
-        return await needUnits(first, n);
+        return await fetcher.need({ first, count: n });
       } catch (error) {
-        if (stop.signal.aborted) return;
+        if (fetcher.signal.aborted) return;
         log(`WARNING ${error instanceof Error ? error.message : error}`);
-        await new Promise((done) => setTimeout(done, pause));
+        const source = error instanceof SourceError ? error : undefined;
+        if (source?.code === "EIO" && !source.retryable) wrong++;
+        if (wrong === WRONG_TRIES) return fail(first, n);
+        await fetcher.pause(Math.max(pause, source?.retryAfterMs ?? 0));
         pause = Math.min(BACKOFF_MAX_MS, pause * 2);
       }
     }
   };
-
-  /** Reads further than asked while reads go on where the last one ended. */
-  const readAhead = (first: number, n: number) => {
-    ahead = first === nextExpected
-      ? Math.min(REQUEST_MAX / unit, Math.max(1, ahead * 2))
-      : 0;
-    nextExpected = first + n + ahead;
-    const more = Math.min(ahead, count - first - n);
-    // Nobody waits for these: a failure is left to who will.
-    if (more > 0) void fetchUnits(first + n, more);
+  const fail = (first: number, n: number) => {
+    for (let i = first; i < first + n; i++) {
+      if (!hasBit(here, i)) fill(source, i, 1, EIO);
+    }
   };
 
-  const route = routeMisses(id, ({ first, count: n, ...miss }: Miss) => {
-    if (miss.corrupt) {
-      for (let i = first; i < first + n; i++) {
-        const times = (corrupt.get(i) ?? 0) + 1;
-        corrupt.set(i, times);
-        stats.corrupt++;
-        drop(i);
-        if (times > CORRUPT_TRIES) {
-          log(`ERROR ${blob.name}: bytes at ${i * unit} are damaged`);
-          corrupt.delete(i);
-          fill(source, i, 1, EUCLEAN);
-        } else insist(i, 1);
-      }
+  const mend = (i: number) => {
+    const now = Date.now();
+    const before = damage.get(i);
+    const recent = before !== undefined && now - before.at < CORRUPT_MEMORY_MS;
+    const times = (recent ? before.times : 0) + 1;
+    damage.set(i, { times, at: now });
+    stats.corrupt++;
+    if (!fetcher.fetching(i)) drop(i);
+    if (times > CORRUPT_TRIES) {
+      log(
+        `ERROR cannot read ${blob.name}: its bytes at ${i * unit} are ` +
+          `damaged, ${times} times in a row`,
+      );
+      damage.delete(i);
+      fill(source, i, 1, EUCLEAN);
+    } else insist(i, 1);
+  };
+
+  const readAhead = createReadAhead(Math.max(1, AHEAD_MAX / unit));
+  const route = routeMisses(id, ({ first, count: n, corrupt }: Miss) => {
+    if (corrupt) {
+      for (let i = first; i < first + n; i++) mend(i);
       return;
     }
     insist(first, n);
-    readAhead(first, n);
+    const more = readAhead({ first, count: n });
+    if (more.count > 0) fetcher.ahead(more);
   });
 
+  const harvest = (now: number): Uint32Array => {
+    const times = lastUsed ?? new Uint32Array(count).fill(openedAt / 1000);
+    lastUsed = times;
+    const used = newBits(count);
+    takeUsed(source, used);
+    for (let i = 0; i < count; i++) {
+      if (hasBit(used, i)) times[i] = now / 1000;
+    }
+    return times;
+  };
+
+  const settle = async () => {
+    await fetcher.settle();
+    media.close();
+  };
   const close = () => {
-    stop.abort();
     route[Symbol.dispose]();
     source.close();
   };
@@ -284,22 +256,45 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): CachedBlob {
     tar: undefined,
     window: (base, length) => windowSource(source, base, length),
     async need(at, length) {
-      if (length <= 0 || at >= size) return;
-      const first = Math.floor(at / unit);
-      const end = Math.ceil(Math.min(size, at + length) / unit);
-      await needUnits(first, end - first);
-    },
-    peek(at, into) {
-      const end = at + into.length;
-      if (end > size) return false;
-      for (let i = Math.floor(at / unit); i * unit < end; i++) {
-        if (!has(i)) return false;
+      const run = under(at, length);
+      for (let i = run.first; i < run.first + run.count; i++) {
+        putBit(guarded, i, true);
       }
-      return preadFd(fd, into, at) === into.length;
+      await fetcher.need(run);
+    },
+    prefetch: async (at, length) => await fetcher.need(under(at, length)),
+    has(at, length) {
+      const run = under(at, length);
+      for (let i = run.first; i < run.first + run.count; i++) {
+        if (!hasBit(here, i)) return false;
+      }
+      return true;
     },
     forget() {
-      for (let i = 0; i < count; i++) if (has(i)) drop(i);
+      for (let i = 0; i < count; i++) if (hasBit(here, i)) drop(i);
     },
+    present() {
+      const bits = here.slice();
+      for (const i of media.spilled()) putBit(bits, i, false);
+      return bits;
+    },
+    addOrigin: fetcher.addOrigin,
+    *evictable(now) {
+      const times = harvest(now);
+      for (let i = 0; i < count; i++) {
+        if (!hasBit(here, i) || hasBit(guarded, i)) continue;
+        yield {
+          lastUsed: (times[i] ?? 0) * 1000,
+          bytes: Math.min(unit, size - i * unit),
+          evict() {
+            if (!hasBit(here, i)) return;
+            stats.evicted++;
+            drop(i);
+          },
+        };
+      }
+    },
+    settle,
     close,
     [Symbol.dispose]: close,
   };

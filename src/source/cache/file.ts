@@ -5,7 +5,16 @@
  *
  * @module
  */
-import { closeFd, O, openFd, seekFd, sizeOfFd } from "../../../ffi/engine.ts";
+import {
+  type Bytes,
+  closeFd,
+  O,
+  openFd,
+  seekFd,
+  sizeOfFd,
+} from "../../../ffi/engine.ts";
+import { EngineError } from "../../../ffi/errors.ts";
+import { newBits, putBit } from "./units.ts";
 
 /** Holes and data come in pieces of this size. */
 export const PAGE = 4096;
@@ -19,9 +28,20 @@ export interface StoreFile {
   kept: boolean;
 }
 
-/** Opens the file of a blob, makes it where there is none. */
+/**
+ * Opens the file of a blob, makes it where there is none.  One that can only
+ * be read serves what it holds.
+ */
 export function openStore(path: string): StoreFile {
-  const fd = openFd(path, O.RDWR | O.CREAT, 0o644);
+  let fd: number;
+  try {
+    fd = openFd(path, O.RDWR | O.CREAT, 0o644);
+  } catch (error) {
+    const readonly = error instanceof EngineError &&
+      ["EROFS", "EACCES", "EPERM"].includes(error.code);
+    if (!readonly) throw error;
+    fd = openFd(path, O.RDONLY);
+  }
   try {
     return { fd, size: sizeOfFd(fd), kept: true };
   } catch (error) {
@@ -57,6 +77,8 @@ export function provenSize(length: number): number | undefined {
  * counts when all of it is; nothing counts when the file system calls more
  * data than it has blocks for, which is what one without holes does.
  *
+ * @param size of the blob; a file of another length is believed as far as
+ *   whole pages of both go
  * @param blocks its st_blocks
  */
 export function presentUnits(
@@ -64,22 +86,22 @@ export function presentUnits(
   size: number,
   unit: number,
   blocks: number,
-): Uint8Array<ArrayBuffer> {
+): Bytes {
   const count = Math.ceil(size / unit);
-  const bits = new Uint8Array(Math.ceil(count / 8));
+  const bits = newBits(count);
+  const length = sizeOfFd(fd);
+  const shorter = Math.min(size, length);
+  const end = length === size ? size : shorter - shorter % PAGE;
   let total = 0;
-  const end = Math.min(size, sizeOfFd(fd));
   for (let at = 0; at < end;) {
     const from = seekFd(fd, at, "data");
     if (from === undefined || from >= end) break;
     const to = Math.min(end, seekFd(fd, from, "hole") ?? end);
     total += to - from;
     const last = to === size ? count : Math.floor(to / unit);
-    for (let i = Math.ceil(from / unit); i < last; i++) {
-      bits[i >> 3] = (bits[i >> 3] ?? 0) | 1 << (i & 7);
-    }
+    for (let i = Math.ceil(from / unit); i < last; i++) putBit(bits, i, true);
     at = to;
   }
   const PIECE = 512;
-  return total > blocks * PIECE + PAGE ? new Uint8Array(bits.length) : bits;
+  return total > blocks * PIECE + PAGE ? newBits(count) : bits;
 }

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * sha256 of a file, a piece at a time, so that nothing else waits for it.
+ *
+ * @module
+ */
+import { preadFd } from "../../../ffi/engine.ts";
+
+const PIECE = 1 << 20;
+
+/**
+ * The digest of bytes [0, size) of a file, as `sha256:<hex>`.
+ *
+ * @throws the reason of `signal`; {EngineError} it cannot be read
+ */
+export async function sha256Of(
+  fd: number,
+  size: number,
+  signal?: AbortSignal,
+): Promise<string> {
+  const { createHash } = await import("node:crypto");
+  const hash = createHash("sha256");
+  const memory = new Uint8Array(PIECE);
+  for (let at = 0; at < size; at += PIECE) {
+    signal?.throwIfAborted();
+    const piece = memory.subarray(0, Math.min(PIECE, size - at));
+    hash.update(piece.subarray(0, preadFd(fd, piece, at)));
+    await new Promise((done) => setTimeout(done));
+  }
+  return `sha256:${hash.digest("hex")}`;
+}

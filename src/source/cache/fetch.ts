@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Brings units of a blob: each once, whoever asks for it, and each as soon
+ * as its last byte is here (spec/cache.md, section 5).
+ *
+ * @module
+ */
+import type { Bytes } from "../../../ffi/engine.ts";
+import { type Blob, type RangeBody, SourceError } from "../source.ts";
+import type { Media, Place } from "./media.ts";
+import type { Scheduler } from "./schedule.ts";
+import { type Run, runsOf } from "./units.ts";
+
+/** Bytes that one request brings at most. */
+const REQUEST_MAX = 4 << 20;
+/** Bytes that are read and written at once. */
+const PIECE = 256 << 10;
+const PAGE = 4096;
+
+/** Who is told of reads from the network. */
+export type OnDownload = (
+  name: string,
+  at: number,
+  /** -1 after a failure */
+  bytes: number,
+  us: number,
+) => void;
+
+/** What all blobs of a set share. */
+export interface FetchParts {
+  /** fetch granule in bytes, a power of two of at least 4096 */
+  unit: number;
+  scheduler: Scheduler;
+  onDownload: OnDownload;
+  log: (line: string) => void;
+}
+
+/** What a fetcher is made of. */
+export interface FetcherOptions extends FetchParts {
+  /** bytes of the blob */
+  size: number;
+  media: Media;
+  stats: { fetches: number; fetchedBytes: number };
+  has: (unit: number) => boolean;
+  /** where a unit has to go, where that matters */
+  place: (unit: number) => Place | undefined;
+  onLand: (place: Place, first: number, count: number) => void;
+}
+
+/** See the module's comment. */
+export interface Fetcher {
+  /** aborted when the blob is being closed */
+  readonly signal: AbortSignal;
+  /**
+   * Waits until all of a run is here.
+   *
+   * @throws {SourceError} a part of it could not be had
+   */
+  need(run: Run): Promise<void>;
+  /** Fetches what nobody waits for, if nothing else has to be done. */
+  ahead(run: Run): void;
+  /** Takes an answer that is on its way: it begins with unit 0. */
+  begin(body: RangeBody): void;
+  fetching(unit: number): boolean;
+  addOrigin(blob: Blob): void;
+  /** Waits, or until the blob is being closed. */
+  pause(ms: number): Promise<void>;
+  /** Ends all fetches and waits until they have ended. */
+  settle(): Promise<void>;
+}
+
+/** Makes the fetcher of an open blob. */
+export function createFetcher(
+  blob: Blob,
+  options: FetcherOptions,
+): Fetcher {
+  const { size, unit, media, stats, scheduler, has } = options;
+  const count = Math.ceil(size / unit);
+  const stop = new AbortController();
+  const origins = [blob];
+  let origin = 0;
+  const most = Math.max(1, Math.floor(REQUEST_MAX / unit));
+  const running = new Map<number, PromiseWithResolvers<void>>();
+  const flights = new Set<Promise<void>>();
+
+  const closed = () =>
+    new SourceError("EIO", `cannot read ${blob.name}: it is closed`);
+  const from = (): Blob => origins[origin % origins.length] ?? blob;
+
+  /** The rest of a body into the media, each unit told of as it is there. */
+  const receive = async (
+    run: Run,
+    body: RangeBody,
+    landed: (unit: number) => void,
+  ) => {
+    let memory: Bytes = new Uint8Array(Math.max(PIECE, PAGE));
+    const end = run.first * unit + body.length;
+    let begun: Place | undefined;
+    for (let at = run.first * unit; at < end;) {
+      const here = Math.floor(at / unit);
+      // Whole units, or a part of one.
+      const whole = unit < PIECE ? PIECE : Math.min(unit, PIECE);
+      const n = Math.min(whole, end - at);
+      const bytes = await body.read(memory.subarray(0, n));
+      memory = new Uint8Array(bytes.buffer);
+      if (stop.signal.aborted) throw closed();
+      const place = await media.write(at, bytes, begun ?? options.place(here));
+      if (stop.signal.aborted) throw closed();
+      stats.fetchedBytes += n;
+      at += n;
+      const done = at === size ? count : Math.floor(at / unit);
+      if (done > here) {
+        options.onLand(place, here, done - here);
+        for (let i = here; i < done; i++) landed(i);
+      }
+      begun = at % unit === 0 ? undefined : place;
+    }
+  };
+
+  const request = async (run: Run): Promise<RangeBody> => {
+    const at = run.first * unit;
+    const length = Math.min(size, (run.first + run.count) * unit) - at;
+    stats.fetches++;
+    const body = await from().range(at, length, stop.signal);
+    if (body.total !== size || body.length !== length) {
+      body.cancel();
+      throw new SourceError(
+        "EIO",
+        `cannot read ${from().name}: it has ${body.total} bytes, not ${size}`,
+        { retryable: false },
+      );
+    }
+    return body;
+  };
+
+  const fetchRun = async (
+    run: Run,
+    landed: (unit: number) => void,
+    head?: RangeBody,
+  ) => {
+    const start = performance.now();
+    const us = () => (performance.now() - start) * 1000;
+    const at = run.first * unit;
+    let body = head;
+    try {
+      body ??= await request(run);
+      await receive(run, body, landed);
+      options.onDownload(from().name, at, body.length, us());
+    } catch (error) {
+      body?.cancel();
+      options.onDownload(from().name, at, -1, us());
+      origin++;
+      throw error;
+    }
+  };
+
+  const fly = (run: Run, head?: RangeBody) => {
+    const waits = new Map<number, PromiseWithResolvers<void>>();
+    for (let i = run.first; i < run.first + run.count; i++) {
+      const wait = Promise.withResolvers<void>();
+      // Nobody may wait for it.
+      wait.promise.catch(() => {});
+      waits.set(i, wait);
+      running.set(i, wait);
+    }
+    const end = (
+      i: number,
+      how: (wait: PromiseWithResolvers<void>) => void,
+    ) => {
+      const wait = waits.get(i);
+      if (wait === undefined) return;
+      waits.delete(i);
+      if (running.get(i) === wait) running.delete(i);
+      how(wait);
+    };
+    const work = () =>
+      fetchRun(run, (i) => end(i, (wait) => wait.resolve()), head);
+    const flight =
+      (head === undefined ? scheduler.run(blob, stop.signal, work) : work())
+        .catch((error) => {
+          const cause = stop.signal.aborted ? closed() : error;
+          for (const i of [...waits.keys()]) {
+            end(i, (wait) => wait.reject(cause));
+          }
+        });
+    flights.add(flight);
+    flight.finally(() => flights.delete(flight));
+  };
+
+  const start = (run: Run) => {
+    const absent = (i: number) => !has(i) && !running.has(i);
+    for (const part of runsOf(run, most, absent)) fly(part);
+  };
+
+  return {
+    signal: stop.signal,
+    async need(run) {
+      if (stop.signal.aborted) throw closed();
+      start(run);
+      const waits: Promise<void>[] = [];
+      for (let i = run.first; i < run.first + run.count; i++) {
+        const already = running.get(i);
+        if (already !== undefined) waits.push(already.promise);
+      }
+      await Promise.all(waits);
+    },
+    ahead(run) {
+      const end = Math.min(count, run.first + run.count);
+      if (stop.signal.aborted || !scheduler.idle(blob)) return;
+      start({ first: run.first, count: end - run.first });
+    },
+    begin(body) {
+      const units = Math.ceil(body.length / unit);
+      const fresh = body.length === size || body.length % unit === 0;
+      if (units === 0 || !fresh) return body.cancel();
+      stats.fetches++;
+      fly({ first: 0, count: units }, body);
+    },
+    fetching: (i) => running.has(i),
+    addOrigin(other) {
+      if (!origins.some(({ name }) => name === other.name)) origins.push(other);
+    },
+    pause: (ms) =>
+      new Promise((done) => {
+        const end = () => {
+          clearTimeout(timer);
+          stop.signal.removeEventListener("abort", end);
+          done();
+        };
+        const timer = setTimeout(end, ms);
+        stop.signal.addEventListener("abort", end);
+      }),
+    async settle() {
+      stop.abort();
+      while (flights.size > 0) await Promise.all(flights);
+    },
+  };
+}

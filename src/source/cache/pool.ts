@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * A cache directory: who holds it, which files are in it, what is evicted
+ * when (spec/cache.md, sections 1.1, 1.5 and 1.6).  What is known beyond the
+ * files themselves lies beside the directory, in `<dir>.state`: everything
+ * inside it is counted and evicted by the original.
+ *
+ * @module
+ */
+import { closeFd, flock, LOCK, O, openFd } from "../../../ffi/engine.ts";
+import type { OwnedBlob } from "./blob.ts";
+import { evictionNeed, evictOldest, limitsOf, type Victim } from "./evict.ts";
+import { removeSaved } from "./state.ts";
+
+/** What an eviction pass did, in bytes. */
+export interface EvictionReport {
+  actualEvict: number;
+  evictByCache: number;
+  evictByDisk: number;
+  totalUsed: number;
+}
+
+/** How a pool is made. */
+export interface PoolOptions {
+  dir: string;
+  /** bytes of all its files together; undefined: nothing is evicted */
+  capacity: number | undefined;
+  /** bytes that its file system should have free */
+  floor: number;
+  log: (line: string) => void;
+  onEviction: (report: EvictionReport) => void;
+}
+
+/** A file of the directory. */
+export interface PoolFile {
+  name: string;
+  path: string;
+  /** bytes allocated */
+  bytes: number;
+  /** bytes to its end */
+  length: number;
+  /** ms since 1970 */
+  lastUsed: number;
+}
+
+/** See the module's comment. */
+export interface Pool {
+  readonly dir: string;
+  readonly stateDir: string;
+  /** True when this process holds the directory, from now on. */
+  hold(): boolean;
+  /** where a blob's state is saved */
+  statePath(name: string): string;
+  /** A blob is open in one of its files. */
+  opened(name: string, blob: OwnedBlob): void;
+  closed(name: string): void;
+  isOpen(name: string): boolean;
+  /** Bytes were written: there may be too many now. */
+  wrote(bytes: number): void;
+  /** The disk is full: resolves when what can be done was. */
+  makeRoom(): Promise<void>;
+  /** Evicts down to `target` bytes, whatever the limits say. */
+  prune(target: number): Promise<EvictionReport>;
+  files(): Promise<PoolFile[]>;
+  pins(): Set<string>;
+  pin(name: string, on: boolean): void;
+  /** bytes free on the file system */
+  free(): Promise<number>;
+  close(): void;
+}
+
+type Timer = ReturnType<typeof setTimeout>;
+
+const TICK_MS = 10_000;
+/** Passes that nobody waits for are this far apart. */
+const REST_MS = 200;
+/** What a full disk should have free for the next writes. */
+const ROOM = 64 << 20;
+const PIN = ".pin";
+const STATE = ".presence";
+const BLOCK = 512;
+
+/** Names that the cache gives: `sha256:` and hex digits. */
+export function isDigest(name: string): boolean {
+  return /^[a-z0-9]+:[0-9a-f]{32,}$/.test(name);
+}
+
+/** Where what is known of a cache directory is kept. */
+export function stateDirOf(dir: string): string {
+  return `${dir.replace(/\/+$/, "")}.state`;
+}
+
+function why(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** Everything below a directory that takes space. */
+async function walk(dir: string, below = ""): Promise<PoolFile[]> {
+  const files: PoolFile[] = [];
+  try {
+    for await (const { name, isDirectory } of Deno.readDir(dir)) {
+      const path = `${dir}/${name}`;
+      if (isDirectory) {
+        files.push(...await walk(path, `${below}${name}/`));
+        continue;
+      }
+      try {
+        const info = await Deno.lstat(path);
+        files.push({
+          name: `${below}${name}`,
+          path,
+          bytes: (info.blocks ?? 0) * BLOCK,
+          length: info.size,
+          lastUsed: Math.max(
+            info.mtime?.getTime() ?? 0,
+            info.atime?.getTime() ?? 0,
+          ),
+        });
+      } catch {
+        // Gone since.
+      }
+    }
+  } catch {
+    // Gone, or not to be read: nothing that can be evicted.
+  }
+  return files;
+}
+
+/** Makes the pool of a directory; nothing is touched yet. */
+export function createPool(options: PoolOptions): Pool {
+  const { dir, capacity, floor, log } = options;
+  const stateDir = stateDirOf(dir);
+  const statePath = (name: string) => `${stateDir}/${name}${STATE}`;
+  const open = new Map<string, OwnedBlob>();
+  let lock: { fd: number; inode: number | null } | undefined;
+  let saidHeld = false;
+  let pinned: Set<string> | undefined;
+  // Allocated as far as it is known: counted anew by every pass.
+  let used = 0;
+  let fresh = true;
+  let timer: Timer | undefined;
+  let passing: Promise<EvictionReport> | undefined;
+  let soon: Timer | undefined;
+  let room: Promise<void> | undefined;
+
+  const unlock = () => {
+    if (lock !== undefined) closeFd(lock.fd);
+    lock = undefined;
+  };
+  const hold = (): boolean => {
+    try {
+      // Somebody may have removed the directory that is held.
+      if (lock !== undefined) {
+        const info = Deno.statSync(dir);
+        if (info.ino === lock.inode) return true;
+      }
+    } catch {
+      // Made anew below.
+    }
+    unlock();
+    let fd: number | undefined;
+    try {
+      Deno.mkdirSync(dir, { recursive: true, mode: 0o755 });
+      fd = openFd(dir, O.RDONLY);
+      if (flock(fd, LOCK.EX | LOCK.NB)) {
+        lock = { fd, inode: Deno.statSync(dir).ino };
+        saidHeld = false;
+        makeStateDir();
+        return true;
+      }
+      if (!saidHeld) {
+        log(`WARNING another process uses the cache ${dir}, reading past it`);
+      }
+    } catch (error) {
+      if (!saidHeld) {
+        log(
+          `WARNING cannot use the cache ${dir}, reading past it: ${why(error)}`,
+        );
+      }
+    }
+    saidHeld = true;
+    if (fd !== undefined) closeFd(fd);
+    return false;
+  };
+  const makeStateDir = () => {
+    try {
+      Deno.mkdirSync(stateDir, { recursive: true, mode: 0o700 });
+    } catch (error) {
+      log(
+        `WARNING cannot use ${stateDir}: ${why(error)}: what the cache holds ` +
+          "is told by its files alone",
+      );
+    }
+  };
+  const pins = (): Set<string> => {
+    if (pinned !== undefined) return pinned;
+    pinned = new Set();
+    try {
+      for (const { name } of Deno.readDirSync(stateDir)) {
+        if (name.endsWith(PIN)) pinned.add(name.slice(0, -PIN.length));
+      }
+    } catch {
+      // No state, no pins.
+    }
+    return pinned;
+  };
+
+  const free = async (): Promise<number> => {
+    // node:fs takes long to load, and few programs come here.
+    const { statfs } = await import("node:fs/promises");
+    const { bavail, bsize } = await statfs(dir);
+    return bavail * bsize;
+  };
+  const lastUse = ({ name, lastUsed }: PoolFile): number => {
+    try {
+      const { mtime } = Deno.statSync(statePath(name));
+      return Math.max(lastUsed, mtime?.getTime() ?? 0);
+    } catch {
+      return lastUsed;
+    }
+  };
+  /** What is not ours is counted and stays. */
+  const victims = function* (files: readonly PoolFile[]): Generator<Victim> {
+    for (const file of files) {
+      if (!isDigest(file.name) || open.has(file.name)) continue;
+      if (pins().has(file.name) || file.bytes === 0) continue;
+      yield {
+        lastUsed: lastUse(file),
+        bytes: file.bytes,
+        evict() {
+          // It may have been opened since.
+          if (open.has(file.name)) return;
+          Deno.removeSync(file.path);
+          removeSaved(statePath(file.name));
+        },
+      };
+    }
+    const now = Date.now();
+    for (const [name, blob] of open) {
+      if (!pins().has(name)) yield* blob.evictable(now);
+    }
+  };
+  const pass = async (
+    bytesToGo: (used: number, free: number) => {
+      byCache: number;
+      byDisk: number;
+      bytes: number;
+    },
+  ): Promise<EvictionReport> => {
+    const files = await walk(dir);
+    const space = await free();
+    used = files.reduce((sum, file) => sum + file.bytes, 0);
+    fresh = false;
+    const need = bytesToGo(used, space);
+    const report = {
+      actualEvict: 0,
+      evictByCache: need.byCache,
+      evictByDisk: need.byDisk,
+      totalUsed: used,
+    };
+    if (need.bytes <= 0) return report;
+    report.actualEvict = evictOldest(victims(files), need.bytes);
+    used -= report.actualEvict;
+    options.onEviction(report);
+    return report;
+  };
+  /** One at a time: who asks meanwhile has the next one. */
+  const inTurn = async (
+    bytesToGo: Parameters<typeof pass>[0],
+  ): Promise<EvictionReport> => {
+    while (passing !== undefined) await passing.catch(() => {});
+    passing = pass(bytesToGo);
+    try {
+      return await passing;
+    } finally {
+      passing = undefined;
+    }
+  };
+  const regular = async () => {
+    if (capacity === undefined) return;
+    try {
+      await inTurn((now, space) =>
+        evictionNeed({ used: now, free: space }, capacity, floor)
+      );
+    } catch (error) {
+      log(`WARNING cannot evict from ${dir}: ${why(error)}`);
+    }
+  };
+  const roomPass = async () => {
+    if (capacity === undefined) return;
+    try {
+      await inTurn((now, space) => {
+        const need = evictionNeed({ used: now, free: space }, capacity, floor);
+        // A quota may be what is full, not the file system.
+        const byDisk = Math.max(need.byDisk, ROOM);
+        const bytes = Math.min(now, Math.max(byDisk, need.byCache));
+        return { byCache: need.byCache, byDisk, bytes };
+      });
+    } catch (error) {
+      log(`WARNING cannot evict from ${dir}: ${why(error)}`);
+    }
+  };
+  const tick = async () => {
+    if (capacity === undefined || passing !== undefined) return;
+    const low = async () => await free().catch(() => floor) < floor;
+    if (fresh || used > limitsOf(capacity).water || await low()) {
+      await regular();
+    }
+  };
+  const start = () => {
+    if (capacity === undefined || timer !== undefined) return;
+    timer = setInterval(tick, TICK_MS);
+    timer.unref();
+    tick();
+  };
+  const stop = () => {
+    clearInterval(timer);
+    clearTimeout(soon);
+    timer = undefined;
+    soon = undefined;
+  };
+
+  return {
+    dir,
+    stateDir,
+    hold,
+    statePath,
+    opened(name, blob) {
+      open.set(name, blob);
+      start();
+    },
+    closed(name) {
+      open.delete(name);
+      if (open.size === 0) stop();
+    },
+    isOpen: (name) => open.has(name),
+    wrote(bytes) {
+      used += bytes;
+      if (capacity === undefined || soon !== undefined) return;
+      if (used < limitsOf(capacity).risk) return;
+      soon = setTimeout(async () => {
+        await regular();
+        soon = undefined;
+      }, REST_MS);
+    },
+    makeRoom() {
+      // Every write fails on a full disk: one pass is for all of them.
+      room ??= roomPass().finally(() => room = undefined);
+      return room;
+    },
+    prune: (target) =>
+      inTurn((now) => {
+        const bytes = Math.max(0, now - target);
+        return { byCache: bytes, byDisk: 0, bytes };
+      }),
+    files: () => walk(dir),
+    pins,
+    pin(name, on) {
+      const path = `${stateDir}/${name}${PIN}`;
+      if (on) {
+        Deno.mkdirSync(stateDir, { recursive: true, mode: 0o700 });
+        Deno.writeTextFileSync(path, "", { mode: 0o600 });
+        pins().add(name);
+      } else if (pins().delete(name)) Deno.removeSync(path);
+    },
+    free,
+    close() {
+      stop();
+      unlock();
+    },
+  };
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * How far to read beyond what was asked: twice as far each time reads go on
+ * where they ended, nothing when they do not.
+ *
+ * @module
+ */
+import type { Run } from "./units.ts";
+
+/** Reads that go through a blob in order. */
+interface Stream {
+  /** the unit that was missed last */
+  last: number;
+  /** what was fetched ends here */
+  end: number;
+  /** units beyond what was asked */
+  ahead: number;
+}
+
+/** Streams of one blob that are followed at once. */
+const STREAMS = 8;
+
+/**
+ * Follows the misses of one blob.
+ *
+ * @param most units beyond what was asked
+ * @returns what else to fetch after a miss
+ */
+export function createReadAhead(most: number): (miss: Run) => Run {
+  // Whatever was missed last is at the end.
+  const streams: Stream[] = [];
+  return ({ first, count }) => {
+    const end = first + count;
+    const at = streams.findIndex((stream) =>
+      first > stream.last && first <= stream.end
+    );
+    const [known] = at < 0 ? [] : streams.splice(at, 1);
+    const ahead = known === undefined
+      ? 0
+      : Math.min(most, Math.max(1, known.ahead * 2));
+    const from = Math.max(end, known?.end ?? 0);
+    const to = Math.max(from, end + ahead);
+    streams.push({ last: first, end: to, ahead });
+    if (streams.length > STREAMS) streams.shift();
+    return { first: from, count: to - from };
+  };
+}

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Opens a blob in the file that keeps it, with what that holds already, and
+ * leaves it so that the next one may believe it (spec/cache.md, sections 1.2
+ * and 1.6).
+ *
+ * @module
+ */
+import {
+  type Bytes,
+  closeFd,
+  flock,
+  LOCK,
+  syncFd,
+  truncateFd,
+} from "../../../ffi/engine.ts";
+import { type Blob, type RangeBody, SourceError } from "../source.ts";
+import { type BlobOptions, openCachedBlob, type OwnedBlob } from "./blob.ts";
+import { sha256Of } from "./digest.ts";
+import { openStore, openUnlinked, presentUnits, provenSize } from "./file.ts";
+import { loadSaved, type Presence, save, stampOf } from "./state.ts";
+import { countBits, hasBit, newBits } from "./units.ts";
+
+/** What every blob of a set is opened with. */
+export type Shared = Omit<
+  BlobOptions,
+  "fd" | "kept" | "size" | "present" | "head" | "onChange" | "onWhole"
+>;
+
+/** Where a blob is kept. */
+export interface Kept {
+  /** `sha256:<hex>` */
+  name: string;
+  path: string;
+  /** where its state is saved; undefined: nowhere */
+  statePath: string | undefined;
+  /** bytes, where the image's configuration says so; 0: it does not */
+  size: number;
+  /** nobody else may write it: the directory is not locked */
+  lock: boolean;
+}
+
+/** An open blob with its file. */
+export interface OpenedBlob {
+  blob: OwnedBlob;
+  /**
+   * The sha256 of what is in the file; undefined: not all of it is.
+   *
+   * @throws {EngineError} it cannot be read
+   */
+  digest(signal?: AbortSignal): Promise<string | undefined>;
+  /** Ends it; the file is left so that it is believed. */
+  close(): Promise<void>;
+}
+
+/** What is known before anybody is asked. */
+interface Known {
+  size: number | undefined;
+  presence: Presence | undefined;
+}
+
+function why(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+function known({ path, statePath, size }: Kept, length: number): Known {
+  const saved = statePath === undefined
+    ? undefined
+    : loadSaved(statePath, path);
+  const { presence } = saved ?? {};
+  if (saved?.size === length) return { size: length, presence };
+  const told = size > 0 && size === length ? size : undefined;
+  return { size: told ?? provenSize(length), presence: undefined };
+}
+
+/** Asks for the first unit, whose answer tells the size. */
+async function firstUnit(
+  blob: Blob,
+  unit: number,
+  signal: AbortSignal,
+): Promise<RangeBody> {
+  const UNIT_MAX = 4 << 20;
+  return await blob.range(0, Math.min(unit, UNIT_MAX), signal);
+}
+
+/** True when the file has something at its beginning. */
+function hasHead(fd: number, unit: number, length: number, path: string) {
+  const bits = presentUnits(fd, length, unit, Deno.statSync(path).blocks ?? 0);
+  return length > 0 && hasBit(bits, 0);
+}
+
+/**
+ * Opens a blob in its file.
+ *
+ * @throws {SourceError} its size cannot be had
+ * @throws {EngineError} the file cannot be used
+ */
+export async function openKept(
+  origin: Blob,
+  kept: Kept,
+  shared: Shared,
+  signal: AbortSignal,
+): Promise<OpenedBlob> {
+  const { name, path, statePath } = kept;
+  const { unit, log } = shared;
+  const { fd, size: length } = openStore(path);
+  let head: RangeBody | undefined;
+  let blob: OwnedBlob;
+  let verified = false;
+  let changed = false;
+  const onChange = (size: number) => {
+    if (changed) return;
+    changed = true;
+    try {
+      if (statePath !== undefined) {
+        save(statePath, { size, presence: undefined });
+      }
+    } catch {
+      // Its stamp says that it is out of date.
+    }
+  };
+  const stop = new AbortController();
+  let checking: Promise<void> | undefined;
+  try {
+    if (kept.lock && !flock(fd, LOCK.EX | LOCK.NB)) {
+      throw new Error("another process writes it");
+    }
+    const before = known(kept, length);
+    let { size } = before;
+    if (size === undefined) {
+      if (hasHead(fd, unit, length, path)) size = await origin.size(signal);
+      else {
+        head = await firstUnit(origin, unit, signal);
+        size = head.total;
+      }
+    }
+    const total = size;
+    let present: Bytes;
+    if (before.presence?.unit === unit) {
+      present = before.presence.bits;
+      verified = before.presence.verified;
+    } else {
+      const { blocks } = Deno.statSync(path);
+      present = presentUnits(fd, total, unit, blocks ?? 0);
+    }
+    if (length !== total) {
+      onChange(total);
+      truncateFd(fd, total);
+    }
+    blob = openCachedBlob(origin, {
+      ...shared,
+      fd,
+      kept: true,
+      size: total,
+      present,
+      head,
+      onChange: () => onChange(total),
+      onWhole: () => checking ??= check(total),
+    });
+  } catch (error) {
+    head?.cancel();
+    closeFd(fd);
+    throw error;
+  }
+  const isWhole = () =>
+    countBits(blob.present()) === Math.ceil(blob.size / unit);
+  /** What no checksum covers is covered by the digest, once all is there. */
+  const check = async (size: number) => {
+    if (verified || !name.startsWith("sha256:")) return;
+    try {
+      const digest = await sha256Of(fd, size, stop.signal);
+      // What was damaged and fetched again meanwhile is looked at anew.
+      if (!isWhole()) return;
+      verified = digest === name;
+      if (verified) return;
+      log(`ERROR ${origin.name} is ${digest}: all of it is fetched again`);
+      blob.forget();
+    } catch (error) {
+      if (!stop.signal.aborted) {
+        log(`WARNING cannot check ${path}: ${why(error)}`);
+      }
+    } finally {
+      checking = undefined;
+    }
+  };
+  const leave = async () => {
+    if (statePath === undefined) return;
+    if (changed) await syncFd(fd, true);
+    const presence = {
+      stamp: stampOf(path),
+      unit,
+      verified,
+      bits: blob.present(),
+    };
+    save(statePath, { size: blob.size, presence });
+  };
+  return {
+    blob,
+    async digest(within) {
+      if (!isWhole()) return undefined;
+      await checking;
+      if (verified) return name;
+      const digest = await sha256Of(fd, blob.size, within);
+      verified = digest === name;
+      return digest;
+    },
+    async close() {
+      stop.abort();
+      await blob.settle();
+      await checking;
+      try {
+        await leave();
+      } catch {
+        // Its files tell by themselves what they hold.
+      }
+      blob.close();
+    },
+  };
+}
+
+/**
+ * Opens a blob in a file without a name.
+ *
+ * @throws {SourceError} its size cannot be had
+ */
+export async function openPast(
+  origin: Blob,
+  shared: Shared,
+  signal: AbortSignal,
+): Promise<OpenedBlob> {
+  const head = await firstUnit(origin, shared.unit, signal);
+  const { fd } = openUnlinked();
+  try {
+    truncateFd(fd, head.total);
+    const blob = openCachedBlob(origin, {
+      ...shared,
+      fd,
+      kept: false,
+      size: head.total,
+      present: newBits(Math.ceil(head.total / shared.unit)),
+      head,
+      onChange: () => {},
+      onWhole: () => {},
+    });
+    return {
+      blob,
+      digest: () => Promise.resolve(undefined),
+      async close() {
+        await blob.settle();
+        blob.close();
+      },
+    };
+  } catch (error) {
+    head.cancel();
+    closeFd(fd);
+    throw new SourceError("EIO", `cannot read ${origin.name}: ${why(error)}`, {
+      cause: error,
+    });
+  }
+}
