@@ -12,16 +12,10 @@ BUILD := build
 PACK := 9
 DENORT :=
 FUZZ_SECONDS := 60
-DESTDIR :=
-PREFIX := /opt/overlaybd
-SYSCONFDIR := /etc/overlaybd
-UNITDIR := /usr/lib/systemd/system
-BASHCOMPDIR := /usr/share/bash-completion/completions
-ZSHCOMPDIR := /usr/share/zsh/vendor-completions
-BINDIR := /usr/bin
-SHAREDIR := /usr/share/overlaybd
-MANDIR := /usr/share/man
-DOCDIR := /usr/share/doc/overlaybd-deno
+# Where things go is a variable of the environment or of make: PREFIX,
+# SYSCONFDIR and others, see scripts/install.sh.
+export DESTDIR PREFIX SYSCONFDIR BINDIR UNITDIR SHAREDIR MANDIR DOCDIR
+export BASHCOMPDIR ZSHCOMPDIR
 
 CC := gcc
 CLANG := clang
@@ -287,17 +281,12 @@ soak: setup build
 	@OVERLAYBD_BIN=$(abspath $(EXE)) OVERLAYBD_SOAK=1 \
 		$(DENO) test -A tests/soak tests/vm
 
-PLACES = BUILD=$(BUILD) DENO=$(DENO) PREFIX=$(PREFIX) BINDIR=$(BINDIR) \
-	SYSCONFDIR=$(SYSCONFDIR) UNITDIR=$(UNITDIR) SHAREDIR=$(SHAREDIR) \
-	BASHCOMPDIR=$(BASHCOMPDIR) ZSHCOMPDIR=$(ZSHCOMPDIR) \
-	MANDIR=$(MANDIR) DOCDIR=$(DOCDIR)
-
 install: build
-	@$(PLACES) DESTDIR=$(DESTDIR) scripts/install.sh
+	@BUILD=$(BUILD) DENO=$(DENO) scripts/install.sh
 
 # What they hold is what `make install` lays out, without a configuration.
 deb tarball: build
-	@$(PLACES) scripts/package.sh $@
+	@BUILD=$(BUILD) DENO=$(DENO) scripts/package.sh $@
 
 # Tables that come from the code.
 docs: $(DENO)

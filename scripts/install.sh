@@ -5,10 +5,20 @@
 # beside it (so that no start unpacks anything), unit, completions, manual
 # and documentation, and a configuration where there is none.
 #
+# The places are variables, of the same names as make's.
 # PACKAGE=1 leaves the configuration out: a package's scripts, or whoever
 # unpacks the tarball, make it from the samples in $SHAREDIR.
 set -euo pipefail
 umask 022
+DESTDIR=${DESTDIR:-} PREFIX=${PREFIX:-/opt/overlaybd}
+SYSCONFDIR=${SYSCONFDIR:-/etc/overlaybd} BINDIR=${BINDIR:-/usr/bin}
+UNITDIR=${UNITDIR:-/usr/lib/systemd/system} MANDIR=${MANDIR:-/usr/share/man}
+SHAREDIR=${SHAREDIR:-/usr/share/overlaybd}
+DOCDIR=${DOCDIR:-/usr/share/doc/overlaybd-deno}
+BASHCOMPDIR=${BASHCOMPDIR:-/usr/share/bash-completion/completions}
+ZSHCOMPDIR=${ZSHCOMPDIR:-/usr/share/zsh/vendor-completions}
+DENO=${DENO:-$BUILD/tools/deno}
+
 exe=$BUILD/overlaybd
 bin=$DESTDIR$PREFIX/bin
 lib=$DESTDIR$PREFIX/lib/overlaybd

@@ -7,6 +7,8 @@
 set -euo pipefail
 umask 022
 kind=$1
+export PREFIX=${PREFIX:-/opt/overlaybd}
+export DOCDIR=${DOCDIR:-/usr/share/doc/overlaybd-deno}
 version=$(sed -n 's/.*VERSION = "\(.*\)";/\1/p' src/format/version.ts)
 case $(uname -m) in
 x86_64) arch=amd64 ;;
