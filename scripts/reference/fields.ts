@@ -134,4 +134,5 @@ export const IMAGE_FIELDS: Meanings = {
     "The last of `lowers` is no layer but the directory of a `trace` to replay.",
   recordTracePath:
     "A file: empty, what is read is recorded into it; not empty, it is replayed. Missing: ignored.",
+  writeCache: "In place of the service's `writeCache`, for this image alone.",
 };
