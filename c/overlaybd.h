@@ -366,7 +366,8 @@ OBD_API int32_t obd_device_pop(struct obd_device *dev, uint32_t limit_ms);
 OBD_API int32_t obd_device_settle(struct obd_device *dev, uint32_t how,
 				  struct obd_view *view);
 
-/* Ends every waiting request with error (-errno) and refuses new ones. */
+/* Ends every waiting request with error (-errno) and refuses new ones, but
+ * not a flush of what was written before. */
 OBD_API int32_t obd_device_close(struct obd_device *dev, int32_t error);
 /* Ends every waiting request with error (-errno); later ones may wait. */
 OBD_API int32_t obd_device_abandon(struct obd_device *dev, int32_t error);

@@ -486,10 +486,10 @@ static int check(const struct obd_request *req)
 					  memory_order_relaxed);
 	uint64_t size;
 
+	if (req->op == OBD_FLUSH) /* also of what came before a close */
+		return 0;
 	if (obd_unlikely(closed))
 		return closed;
-	if (req->op == OBD_FLUSH)
-		return 0;
 	if (req->op != OBD_READ && dev->flags & OBD_DEVICE_READONLY)
 		return -EROFS;
 	if ((req->offset | req->length) % OBD_SECTOR)

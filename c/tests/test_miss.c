@@ -364,6 +364,7 @@ static void closing_ends_waiting_requests_and_refuses_new_ones(void)
 		free(rd[i].buf);
 	}
 	CHECK_EQ(obd_device_read(r.dev, buf, 512, 0), -ENODEV);
+	CHECK_EQ(obd_device_flush(r.dev), 0); /* of what came before */
 	CHECK_EQ(obd_device_close(r.dev, -EIO), 0);
 	CHECK_EQ(obd_device_read(r.dev, buf, 512, 0), -ENODEV);
 	CHECK(!rd[4].ended);

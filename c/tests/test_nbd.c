@@ -695,6 +695,9 @@ static void an_export_is_removed_under_load(void)
 	}
 	for (int i = 0; i < 8; i++)
 		pthread_join(threads[i], NULL);
+	/* The server learns a little later that a client has left. */
+	for (int i = 0; i < 500 && obd_nbd_connections(s.nbd) > 1; i++)
+		nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
 	CHECK_EQ(obd_nbd_connections(s.nbd), 1);
 	close(fd);
 	stop_server(&s);

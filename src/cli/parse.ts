@@ -265,7 +265,7 @@ export function parseArgs(spec: CommandSpec, argv: readonly string[]): Parsed {
     if (positional.many !== true) put(key, key, positional);
     else {
       values[key] = given.get(key) ?? [];
-      if (!given.has(key)) missing.push(key);
+      if (positional.required === true && !given.has(key)) missing.push(key);
     }
   }
   if (missing[0] !== undefined) {

@@ -6,38 +6,64 @@
  */
 import { parseAddress } from "../device/listen.ts";
 import { openAudit } from "../service/audit.ts";
-import { loadServiceConfig } from "../service/config.ts";
-import { createLog, plainSink } from "../service/log.ts";
+import { loadServiceConfig, type ServiceConfig } from "../service/config.ts";
+import { createLog, plainSink, stderrSink } from "../service/log.ts";
+import { makeDefaultDir, PATHS } from "../service/paths.ts";
+import { watchReload } from "../service/reload.ts";
 import { parseServed, serve } from "../service/serve.ts";
 import { createService } from "../service/service.ts";
-import { EXIT } from "./exit.ts";
+import { EXIT, UsageError } from "./exit.ts";
 import { watchSignals } from "./signals.ts";
 import type { Args } from "./table.ts";
 
-/** Runs `overlaybd serve --nbd ADDRESS CONFIG[;dev_id]...`. */
+/** The NBD server's socket when none is named. */
+function defaultNbd(args: Args<"serve">, byRequest: boolean): string {
+  if (args.nbd !== undefined) return args.nbd;
+  if (!byRequest) throw new UsageError(EXIT.required, "--nbd is required");
+  const path = `${PATHS.run}/nbd.sock`;
+  makeDefaultDir(path);
+  return path;
+}
+
+/** Runs `overlaybd serve [--listen ADDR] [--nbd ADDR] [CONFIG[;dev_id]...]`. */
 export async function run(args: Args<"serve">): Promise<number> {
   using interrupt = watchSignals();
   const loaded = await loadServiceConfig(args.serviceConfig);
   const WARN = 2;
-  using log = createLog(plainSink(), args.verbose ? 1 : WARN);
+  const sink = Deno.env.has("JOURNAL_STREAM") ? stderrSink() : plainSink();
+  using log = createLog(sink, args.verbose ? 1 : WARN);
   for (const warning of loaded.warnings) log.warn(warning);
   // The default file is for the host's daemon.
   const asked = loaded.settings.some(({ key, from }) =>
     key === "auditPath" && from === "file"
   );
-  const { enableAudit, auditPath } = loaded.config;
-  using audit = openAudit(
-    { enableAudit: enableAudit && asked, auditPath },
+  const openOwnAudit = ({ enableAudit, auditPath }: ServiceConfig) =>
+    openAudit({ enableAudit: enableAudit && asked, auditPath }, log);
+  using audit = openOwnAudit(loaded.config);
+  const service = createService({
+    loaded,
     log,
-  );
-  const service = createService({ loaded, log, audit });
+    audit,
+    openAudit: openOwnAudit,
+  });
+  // Nothing said at all: a service for `overlaybd ctl`.
+  const bare = args.config.length === 0 && args.nbd === undefined;
+  const listen = args.listen ??
+    (bare ? loaded.config.apiConfig.address : undefined);
+  const byRequest = listen !== undefined || loaded.config.apiConfig.enable;
+  if (!byRequest && args.config.length === 0) {
+    throw new UsageError(EXIT.required, "config is required");
+  }
+  using _reload = watchReload(service);
   await serve(service, {
-    address: parseAddress(args.nbd),
+    address: parseAddress(defaultNbd(args, byRequest)),
+    listen,
     images: args.config.map(parseServed),
     insecure: args.insecure,
     signal: interrupt.signal,
-    onReady: (uri, images) => {
+    onReady: (uri, images, api) => {
       for (const { name, path } of images) log.info(`export ${name}: ${path}`);
+      if (api !== undefined) console.log(`api ${api}`);
       console.log(`ready ${uri}`);
     },
   });

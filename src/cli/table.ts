@@ -28,7 +28,7 @@ interface ValueSpec {
   max?: number;
 }
 
-/** A positional argument; `many`: it takes all that are left, one at least. */
+/** A positional argument; `many`: it takes all that are left. */
 export interface PositionalSpec extends ValueSpec {
   many?: true;
 }
@@ -404,13 +404,14 @@ export const COMMANDS = {
   serve: {
     summary: "serve images over NBD",
     details: "One export for each image, named by its dev_id or else by the " +
-      "full path of its configuration; the first is the default export. " +
+      "full path of its configuration; the oldest is the default export. " +
       "Prints `ready URI` once it listens. SIGTERM and SIGINT write " +
-      "everything to disk and end it.",
+      "everything to disk and end it, SIGHUP reads the service " +
+      "configuration again. With --listen, or without anything, it answers " +
+      "`overlaybd ctl`, which attaches and detaches images.",
     positionals: {
       config: {
         kind: "text",
-        required: true,
         many: true,
         help: "image configuration, or CONFIG;dev_id",
       },
@@ -420,13 +421,20 @@ export const COMMANDS = {
         names: ["--nbd"],
         value: "ADDRESS",
         kind: "text",
-        required: true,
-        help: "path of a unix socket, or HOST:PORT",
+        help: "path of a unix socket, or HOST:PORT; nbd.sock beside the " +
+          "API's socket by default",
+      },
+      listen: {
+        names: ["--listen"],
+        value: "ADDRESS",
+        kind: "text",
+        help: "where the API listens: path of a unix socket, or HOST:PORT; " +
+          "apiConfig.address by default",
       },
       insecure: {
         names: ["--insecure"],
         kind: "flag",
-        help: "allow an address that other machines can reach: there is " +
+        help: "allow an NBD address that other machines can reach: there is " +
           "neither encryption nor authentication",
       },
       serviceConfig,
@@ -438,6 +446,7 @@ export const COMMANDS = {
         "serve --nbd 127.0.0.1:10809 a.json 'b.json;second'",
         "two, the second as `second`",
       ],
+      ["serve", "none yet: `overlaybd ctl attach CONFIG` brings them"],
     ],
   },
   inspect: {

@@ -54,6 +54,26 @@ const NO_AUDIT: Audit = {
   [Symbol.dispose]() {},
 };
 
+/** One audit after another, for those who keep it. */
+export interface ChangingAudit extends Audit {
+  /** Ends the one until now. */
+  change(next: Audit): void;
+}
+
+/** An audit that can be changed for another one. */
+export function changingAudit(first: Audit): ChangingAudit {
+  let current = first;
+  return {
+    record: (done) => current.record(done),
+    eviction: (done) => current.eviction(done),
+    change(next) {
+      current[Symbol.dispose]();
+      current = next;
+    },
+    [Symbol.dispose]: () => current[Symbol.dispose](),
+  };
+}
+
 /** What stands behind `th=...|`. */
 function line(op: string, members: Readonly<Record<string, unknown>>): string {
   const text = Object.entries(members)

@@ -6,6 +6,7 @@
  * @module
  */
 import { ConfigError } from "../image/config.ts";
+import type { Credentials } from "../source/credential/credential.ts";
 import { createCredentials } from "../source/credential/credentials.ts";
 import {
   createRegistryClient,
@@ -28,16 +29,41 @@ function readPem(key: string, path: string): string | undefined {
   return text;
 }
 
+/** Credentials as the settings say them now. */
+function currentCredentials(
+  settings: () => ServiceConfig,
+  log: (line: string) => void,
+): Credentials {
+  let of = settings().credentialConfig;
+  let made = createCredentials({ ...of, log });
+  const current = () => {
+    const { credentialConfig } = settings();
+    if (credentialConfig !== of) {
+      of = credentialConfig;
+      made = createCredentials({ ...of, log });
+    }
+    return made;
+  };
+  return {
+    get where() {
+      return current().where;
+    },
+    find: (url, options) => current().find(url, options),
+  };
+}
+
 /**
  * Makes the client; nothing is connected yet.
  *
+ * @param current the settings as they are now: credentials follow them
  * @param log for warnings; they name no secrets
  * @throws {ConfigError} a certificate or key cannot be used
  */
 export function openRegistry(
-  settings: ServiceConfig,
+  current: () => ServiceConfig,
   log: (line: string) => void,
 ): RegistryClient {
+  const settings = current();
   const { certFile, keyFile, caFile } = settings.certConfig;
   if ((certFile === "") !== (keyFile === "")) {
     const missing = certFile === "" ? "certFile" : "keyFile";
@@ -52,7 +78,7 @@ export function openRegistry(
     key: readPem("certConfig.keyFile", keyFile),
     ca: readPem("certConfig.caFile", caFile),
     insecure: settings.insecureRegistries,
-    credentials: createCredentials({ ...settings.credentialConfig, log }),
+    credentials: currentCredentials(current, log),
     log,
   });
 }

@@ -5,10 +5,12 @@
  * @module
  */
 import type { Address } from "../device/listen.ts";
-import { startNbdServer } from "../device/nbd/server.ts";
+import { type RunningServer, startNbdServer } from "../device/nbd/server.ts";
 import { ImageError } from "../image/image.ts";
 import { fullPath } from "../layer/files.ts";
-import type { Exporter } from "./exporter.ts";
+import { createDevices } from "./devices.ts";
+import { type RunningHttp, startHttp } from "./http.ts";
+import { GRACE_MS, nbdKind } from "./nbd.ts";
 import type { ServedImage, Service } from "./service.ts";
 
 /** One image to serve. */
@@ -22,18 +24,21 @@ export interface ServedConfig {
 /** What to serve, and where. */
 export interface ServeOptions {
   address: Address;
-  /** not empty; the first is the default export */
+  /** shown from the start; the first is the default export */
   images: readonly ServedConfig[];
+  /** where API v1 listens, whatever the configuration says */
+  listen?: string | undefined;
   /** other machines may reach the address */
   insecure: boolean;
   /** ends the service */
   signal: AbortSignal;
-  /** called once, when clients can connect */
-  onReady: (uri: string, images: readonly ServedImage[]) => void;
+  /** called once, when clients can connect; api: undefined without one */
+  onReady: (
+    uri: string,
+    images: readonly ServedImage[],
+    api: string | undefined,
+  ) => void;
 }
-
-/** How long requests may take to end when the service ends. */
-const GRACE_MS = 5000;
 
 /** `CONFIG[;dev_id]`. */
 export function parseServed(text: string): ServedConfig {
@@ -55,20 +60,6 @@ function refuseDuplicates(images: readonly ServedConfig[]): void {
     if (seen.has(name)) throw new ImageError(`duplicated dev id: ${name}`);
     seen.add(name);
   }
-}
-
-/** The metrics' endpoint, where the configuration asks for it. */
-async function openExporter(service: Service): Promise<Exporter | undefined> {
-  const { settings, meters, log } = service;
-  if (!settings.exporterConfig.enable) return undefined;
-  const { startExporter } = await import("./exporter.ts");
-  const exporter = startExporter(settings.exporterConfig, {
-    meters,
-    devices: () =>
-      service.images().map(({ name, image: { device } }) => ({ name, device })),
-  });
-  log.info(`metrics at ${exporter.url}`);
-  return exporter;
 }
 
 async function openOne(
@@ -109,9 +100,11 @@ async function serveImages(
   for (const one of options.images) images.push(await openOne(service, one));
   const tell = (error?: unknown) =>
     Promise.all(images.map((served) => served.writeResult(error)));
-  const exporter = await openExporter(service);
+  let server: RunningServer | undefined;
+  let http: RunningHttp | undefined;
+  let ready = false;
   try {
-    const server = await startNbdServer(
+    server = await startNbdServer(
       options.address,
       images.map(({ name, path, image }) => ({
         name,
@@ -119,16 +112,27 @@ async function serveImages(
         device: image.device,
       })),
       { insecure: options.insecure },
-    ).catch(async (error) => {
-      await tell(error);
-      throw error;
+    );
+    http = await startHttp(service, {
+      devices: createDevices(service, [nbdKind(service, server)]),
+      ready: () => ready,
+      listen: options.listen,
     });
+  } catch (error) {
+    await tell(error);
+    await server?.close(0);
+    throw error;
+  }
+  try {
     await tell();
-    options.onReady(server.uri, images);
+    ready = true;
+    options.onReady(server.uri, images, http.api);
     await ended(options.signal);
-    await server.close(GRACE_MS);
   } finally {
-    await exporter?.close();
+    ready = false;
+    // No device comes or goes any more when the server ends.
+    await http.close();
+    await server.close(GRACE_MS);
   }
 }
 

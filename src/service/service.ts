@@ -11,7 +11,7 @@ import { ImageError, type OpenImage, openImage } from "../image/image.ts";
 import { directoryOf, fullPath } from "../layer/files.ts";
 import { createSources, type SourceSet } from "../source/sources.ts";
 import { openRegistry } from "./registry.ts";
-import type { Audit } from "./audit.ts";
+import { type Audit, changingAudit } from "./audit.ts";
 import type { LoadedConfig, ServiceConfig } from "./config.ts";
 import type { Logger, ServiceLog } from "./log.ts";
 import { createMeter, type Meters } from "./metrics.ts";
@@ -50,7 +50,9 @@ export class DuplicateError extends ImageError {}
 
 /** See the module's comment. */
 export interface Service {
-  /** the configuration as it was read last */
+  /** the configuration as it was read first */
+  readonly started: LoadedConfig;
+  /** and as it counts now */
   readonly loaded: LoadedConfig;
   readonly settings: ServiceConfig;
   readonly log: ServiceLog;
@@ -69,6 +71,8 @@ export interface Service {
   images(): ServedImage[];
   /** the open image with a dev_id, which is not empty */
   find(devId: string): ServedImage | undefined;
+  /** Other settings count from now on. */
+  apply(loaded: LoadedConfig): void;
   /**
    * Closes every image.
    *
@@ -82,6 +86,8 @@ export interface ServiceParts {
   loaded: LoadedConfig;
   log: ServiceLog;
   audit: Audit;
+  /** makes the audit anew when its settings change; without it, it stays */
+  openAudit?: (config: ServiceConfig) => Audit;
 }
 
 /** `resultFile` may be relative to the configuration that names it. */
@@ -94,11 +100,13 @@ function resultPath(config: ImageConfig, path: string): string {
 
 /** Makes a service; nothing is open yet. */
 export function createService(parts: ServiceParts): Service {
-  const { loaded, log, audit } = parts;
-  const settings = loaded.config;
+  const { loaded: started, log } = parts;
+  const settings = started.config;
+  const audit = changingAudit(parts.audit);
+  let loaded = started;
   const meters = { pread: createMeter(), download: createMeter() };
   const warn = (line: string) => log.warn(line.replace(/^WARNING /, ""));
-  const client = openRegistry(settings, warn);
+  const client = openRegistry(() => loaded.config, warn);
   const { cacheConfig } = settings;
   const sources = createSources({
     openBlob: client.openBlob,
@@ -129,7 +137,7 @@ export function createService(parts: ServiceParts): Service {
     let image: OpenImage;
     try {
       image = await openImage(config, {
-        deadlineMs: settings.readDeadlineSeconds * 1000,
+        deadlineMs: loaded.config.readDeadlineSeconds * 1000,
         sources,
       });
     } catch (error) {
@@ -166,8 +174,13 @@ export function createService(parts: ServiceParts): Service {
   };
 
   return {
-    loaded,
-    settings,
+    started,
+    get loaded() {
+      return loaded;
+    },
+    get settings() {
+      return loaded.config;
+    },
     log,
     audit,
     meters,
@@ -185,12 +198,24 @@ export function createService(parts: ServiceParts): Service {
     },
     images: () => [...open],
     find: (devId) => devIds.get(devId),
+    apply(next) {
+      const before = loaded.config;
+      loaded = next;
+      const { logLevel } = next.config.logConfig;
+      if (logLevel !== before.logConfig.logLevel) log.level = logLevel;
+      const same = before.enableAudit === next.config.enableAudit &&
+        before.auditPath === next.config.auditPath;
+      if (!same && parts.openAudit !== undefined) {
+        audit.change(parts.openAudit(next.config));
+      }
+    },
     async close() {
       const ended = await Promise.allSettled(
         [...open].map((served) => served.close()),
       );
       await sources.close();
       client.close();
+      audit[Symbol.dispose]();
       const failed = ended.find((result) => result.status === "rejected");
       if (failed !== undefined) throw failed.reason;
     },

@@ -964,6 +964,9 @@ Deno.test("serve refuses duplicates, busy layers, and other machines", async () 
     await refusal("--nbd", dir.file("s"), dir.file("nofile")),
     /nofile: no such file/,
   );
+  const none = await tool("overlaybd", ["serve", "--nbd", dir.file("s")]);
+  equal(none.code, 106);
+  match(none.stderr, /^config is required\n/);
   await using server = await startServer(dir.file("s"), [path]);
   match(
     await refusal("--nbd", dir.file("s2"), path),

@@ -10,6 +10,10 @@ import { toolCommand } from "./env.ts";
 export interface Server extends AsyncDisposable {
   /** what `ready` printed: the default export */
   readonly uri: string;
+  /** where API v1 is; empty: nowhere */
+  readonly api: string;
+  /** what it has said on stderr so far */
+  said(): string;
   readonly pid: number;
   /** a unix socket's URI for another export */
   export(name: string): string;
@@ -108,6 +112,8 @@ export async function startServer(
   };
   return {
     uri,
+    api: /^api (\S+)$/m.exec(stdout.text())?.[1] ?? "",
+    said: stderr.text,
     pid: child.pid,
     export: (name) =>
       `nbd+unix:///${encodeURIComponent(name)}?socket=${socket}`,

@@ -196,7 +196,6 @@ Deno.test("what is required is asked for by name (106)", () => {
   refuses("create", ["d", "i"], 106, "vsize is required");
   refuses("resize", ["--size", "3"], 106, "--config is required");
   refuses("resize", ["--config", "x"], 106, "--size is required");
-  refuses("serve", ["--nbd", "x"], 106, "config is required");
 });
 
 Deno.test("what nobody expects is refused (109)", () => {

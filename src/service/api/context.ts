@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * What the API's routes work on.
+ *
+ * @module
+ */
+import { OpenAPIHono, type z } from "@hono/zod-openapi";
+import type { Devices } from "../devices.ts";
+import type { Reloaded } from "../reload.ts";
+import type { Service } from "../service.ts";
+import { problem, problemSchema } from "./problem.ts";
+
+/** See the module's comment. */
+export interface ApiContext {
+  service: Service;
+  devices: Devices;
+  /** false: the service begins or ends, and other servers are asked instead */
+  ready: () => boolean;
+  /** @throws {ConfigError} the file cannot be used; nothing has changed */
+  reload: () => Promise<Reloaded>;
+}
+
+/** An application whose refusals of input are problems. */
+export function createRoutes(): OpenAPIHono {
+  return new OpenAPIHono({
+    defaultHook: (result) => {
+      if (result.success) return;
+      const [issue] = result.error.issues;
+      const at = issue?.path.join(".") ?? "";
+      return problem(
+        400,
+        "invalid",
+        `${result.target}${at === "" ? "" : `.${at}`}: ${
+          issue?.message ?? "invalid"
+        }`,
+      );
+    },
+  });
+}
+
+/** A body of JSON, for a route's table. */
+export function json<Schema extends z.ZodType>(
+  schema: Schema,
+  description: string,
+) {
+  return {
+    content: { "application/json": { schema } },
+    description,
+  };
+}
+
+/** Every other answer of every route. */
+export const otherwise = {
+  default: {
+    content: { "application/problem+json": { schema: problemSchema } },
+    description: "It was not done; says why.",
+  },
+} as const;
