@@ -9,7 +9,7 @@ import type { Bytes } from "../../../ffi/engine.ts";
 import { type Blob, type RangeBody, SourceError } from "../source.ts";
 import { type Attempt, backoff, newAttempt, pause, TRIES } from "./attempt.ts";
 import { type BodyReader, bodyReader, discard } from "./body.ts";
-import { publicUrl, statusError, transportError } from "./errors.ts";
+import { lastWords, publicUrl, statusError } from "./errors.ts";
 import type { Peer } from "./peer.ts";
 import {
   type Answer,
@@ -313,13 +313,11 @@ export function openRegistryBlob(
   const cut = (part: Part, at: number, cause: unknown): SourceError => {
     drop(part);
     location = undefined;
-    const error = part.attempt.ended(what) ??
-      (cause === undefined
-        ? new SourceError(
-          "EIO",
-          `cannot ${what}: the answer ends at byte ${at}`,
-        )
-        : transportError(what, part.answer.url, cause));
+    const why = cause === undefined ? "" : `: ${lastWords(cause)}`;
+    const error = part.attempt.ended(what) ?? new SourceError(
+      "EIO",
+      `cannot ${what}: the answer ends before byte ${at}${why}`,
+    );
     if (part.peer !== undefined) failPeer(part.peer, error);
     return error;
   };

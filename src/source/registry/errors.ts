@@ -66,7 +66,7 @@ function messages(error: unknown): string {
 }
 
 /** The last cause's own words, without URLs, which may be signed. */
-function lastWords(error: unknown): string {
+export function lastWords(error: unknown): string {
   let last = error;
   while (last instanceof Error && last.cause instanceof Error) {
     last = last.cause;
