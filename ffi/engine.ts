@@ -487,6 +487,18 @@ export function mergeIndexes(layers: readonly Index[]): Index {
   return handle("index", out, lib.obd_index_unref);
 }
 
+/** The same on a blocking-call thread: long for many records. */
+export async function mergeIndexesAsync(
+  layers: readonly Index[],
+): Promise<Index> {
+  const out = slot();
+  check(
+    await lib.obd_index_merge_async(pointers(layers), layers.length, out),
+    `cannot merge ${layers.length} indexes`,
+  );
+  return handle("index", out, lib.obd_index_unref);
+}
+
 export function indexCount(index: Index): number {
   return Number(lib.obd_index_count(index.pointer));
 }
@@ -632,6 +644,16 @@ export function snapshotUpper(upper: Upper): Index {
   const out = slot();
   check(
     lib.obd_upper_snapshot(upper.pointer, out),
+    "cannot copy the writable layer's map",
+  );
+  return handle("index", out, lib.obd_index_unref);
+}
+
+/** The same on a blocking-call thread: long for many records. */
+export async function snapshotUpperAsync(upper: Upper): Promise<Index> {
+  const out = slot();
+  check(
+    await lib.obd_upper_snapshot_async(upper.pointer, out),
     "cannot copy the writable layer's map",
   );
   return handle("index", out, lib.obd_index_unref);
@@ -1211,9 +1233,13 @@ export async function verify(
 }
 
 /** Appends an index as it is, zero-padded to 512; @returns bytes written */
-export function writeIndex(index: Index, fd: number, at: U64): number {
+export async function writeIndex(
+  index: Index,
+  fd: number,
+  at: U64,
+): Promise<number> {
   return check(
-    lib.obd_index_write(index.pointer, fd, u64(at)),
+    await lib.obd_index_write_async(index.pointer, fd, u64(at)),
     "cannot write the index",
   );
 }

@@ -6,7 +6,7 @@
  */
 import * as z from "zod/mini";
 import { EngineError, errnoText } from "../../ffi/errors.ts";
-import { readWhole } from "../layer/files.ts";
+import { followLinks, linkInfo, readWhole } from "../layer/files.ts";
 
 /** A configuration cannot be used; the message names file, key and value. */
 export class ConfigError extends Error {
@@ -130,23 +130,20 @@ export function parseImageConfig(value: unknown, name: string): ImageConfig {
 }
 
 /**
- * Reads and checks an image's configuration.
+ * Checks the bytes of an image's configuration.
  *
- * @param path the file, absolute or relative to the working directory
- * @throws {ConfigError} it cannot be read, is no JSON, or has a wrong type
+ * @param path the file that they are from, for messages
+ * @throws {ConfigError} no JSON, or a wrong type
  */
-export async function readImageConfig(path: string): Promise<ImageConfig> {
+export function decodeImageConfig(
+  bytes: Uint8Array<ArrayBuffer>,
+  path: string,
+): ImageConfig {
   let text: string;
   try {
-    const bytes = await readWhole(path);
     text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   } catch (cause) {
-    const why = cause instanceof TypeError
-      ? "not UTF-8"
-      : cause instanceof EngineError
-      ? errnoText(cause.errno)
-      : String(cause);
-    throw new ConfigError(`cannot read image config ${path}: ${why}`, {
+    throw new ConfigError(`cannot read image config ${path}: not UTF-8`, {
       cause,
     });
   }
@@ -160,4 +157,51 @@ export async function readImageConfig(path: string): Promise<ImageConfig> {
     });
   }
   return parseImageConfig(value, path);
+}
+
+/**
+ * All bytes of an image's configuration.
+ *
+ * @throws {ConfigError} it cannot be read
+ */
+export async function readConfigBytes(
+  path: string,
+): Promise<Uint8Array<ArrayBuffer>> {
+  try {
+    return await readWhole(path);
+  } catch (cause) {
+    const why = cause instanceof EngineError
+      ? errnoText(cause.errno)
+      : String(cause);
+    throw new ConfigError(`cannot read image config ${path}: ${why}`, {
+      cause,
+    });
+  }
+}
+
+/**
+ * Where a snapshot of an image keeps the configuration that is to replace
+ * `path`, until it does (see intent.ts).
+ */
+export function intentPath(path: string): string {
+  return `${followLinks(path)}.snap`;
+}
+
+/**
+ * Reads and checks an image's configuration.
+ *
+ * @param path the file, absolute or relative to the working directory
+ * @throws {ConfigError} it cannot be read, is no JSON, has a wrong type, or
+ *   is about to be replaced
+ */
+export async function readImageConfig(path: string): Promise<ImageConfig> {
+  const bytes = await readConfigBytes(path);
+  const intent = intentPath(path);
+  if (linkInfo(intent) !== undefined) {
+    throw new ConfigError(
+      `cannot use ${path}: ${intent} tells of a snapshot that is not done; ` +
+        "serving the image finishes it",
+    );
+  }
+  return decodeImageConfig(bytes, path);
 }

@@ -54,6 +54,8 @@ export interface OpenStack extends Disposable {
   /** bottom first, as in the configuration; others may take their places */
   lowers: OpenLower[];
   upper: OpenUpper | undefined;
+  /** under the upper: the one before it, whose snapshot could not be ended */
+  frozen?: OpenUpper;
   /** bytes, a multiple of 512 */
   virtualSize: bigint;
   /** what opening mended, one sentence each */
@@ -63,12 +65,23 @@ export interface OpenStack extends Disposable {
 
 /** An image as a disk. */
 export interface OpenImage extends AsyncDisposable {
+  /** as it is now: a snapshot changes it */
   config: ImageConfig;
   stack: OpenStack;
   device: Device;
   /** what the device shows of the lowers */
   view: ShownView;
   readonly: boolean;
+  /** how long changes waited for the last snapshot, in microseconds */
+  snapshotPauseUs?: number;
+  /** told when the disk has become larger */
+  readonly grown: Set<(virtualSize: bigint) => void>;
+  /**
+   * Runs what changes the image's layers or size, one after the other.
+   *
+   * @throws {ImageError} the image is being closed
+   */
+  alone<T>(work: () => Promise<T>): Promise<T>;
   /** Flushes what was written, then lets everything go. */
   close(): Promise<void>;
 }
@@ -319,20 +332,21 @@ export async function openStack(
       inherited,
       options.readonly ?? false,
     );
-    const close = () => {
-      upper?.close();
-      closeLowers();
-    };
     const size = upper?.virtualSize ?? inherited;
     if (size === 0n) {
-      close();
+      upper?.close();
       throw new ImageError(
         "cannot open the image: no layer says how large the disk is " +
           "(every virtual size is 0)",
         "failed to create overlaybd device",
       );
     }
-    return {
+    const close = () => {
+      stack.upper?.close();
+      stack.frozen?.close();
+      closeLowers();
+    };
+    const stack: OpenStack = {
       lowers,
       upper,
       virtualSize: size - size % 512n,
@@ -340,6 +354,7 @@ export async function openStack(
       close,
       [Symbol.dispose]: close,
     };
+    return stack;
   } catch (error) {
     closeLowers();
     throw error;
@@ -400,13 +415,19 @@ export async function openImage(
       stack.close();
     }
   };
-  const closeOnce = () => closing ??= close();
+  const queue = pLimit(1);
+  const closeOnce = () => closing ??= queue(close);
   return {
     config,
     stack,
     device,
     view,
     readonly,
+    grown: new Set(),
+    alone: (work) =>
+      closing === undefined
+        ? queue(work)
+        : Promise.reject(new ImageError("the image is being closed")),
     close: closeOnce,
     [Symbol.asyncDispose]: closeOnce,
   };

@@ -8,6 +8,7 @@
 import {
   type Device,
   mergeIndexes,
+  mergeIndexesAsync,
   newIndex,
   newView,
   swapView,
@@ -24,6 +25,8 @@ export interface ShownView {
   readonly device: Device;
   /** Shows these lowers, bottom first, from the next request on. */
   show(lowers: readonly OpenLayer[], virtualSize: bigint): void;
+  /** The same for a view that is made already and that `showIt` shows. */
+  replace(next: View, showIt: () => void): void;
   /**
    * Closes something as soon as no request can read through what was shown
    * before the last `show()`.
@@ -45,6 +48,16 @@ export function buildView(
   return newView(index, topFirst.map((layer) => layer.source), virtualSize);
 }
 
+/** The same without holding up this thread. */
+export async function buildViewAsync(
+  lowers: readonly OpenLayer[],
+  virtualSize: bigint,
+): Promise<View> {
+  const topFirst = lowers.toReversed();
+  using index = await mergeIndexesAsync(topFirst.map((layer) => layer.index));
+  return newView(index, topFirst.map((layer) => layer.source), virtualSize);
+}
+
 async function unused(view: View): Promise<void> {
   while (viewBusy(view)) {
     await new Promise((done) => setTimeout(done, BUSY_POLL_MS));
@@ -60,21 +73,25 @@ export function trackView(device: Device, first: View): ShownView {
     retiring.add(work);
     work.finally(() => retiring.delete(work));
   };
+  const replace = (next: View, showIt: () => void) => {
+    showIt();
+    const old = current;
+    current = next;
+    const earlier = previous;
+    previous = (async () => {
+      await earlier;
+      await unused(old);
+      old.close();
+    })();
+    track(previous);
+  };
   return {
     device,
     show(lowers, virtualSize) {
       const next = buildView(lowers, virtualSize);
-      swapView(device, next);
-      const old = current;
-      current = next;
-      const earlier = previous;
-      previous = (async () => {
-        await earlier;
-        await unused(old);
-        old.close();
-      })();
-      track(previous);
+      replace(next, () => swapView(device, next));
     },
+    replace,
     retire(item) {
       track(previous.then(() => item.close()));
     },

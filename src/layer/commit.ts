@@ -6,15 +6,13 @@
  * @module
  */
 import {
-  closeFd,
   type Index,
   indexCount,
-  O,
-  openFd,
   preadFd,
   pwriteFd,
   sizeOfFd,
   snapshotUpper,
+  snapshotUpperAsync,
   type Source,
   syncFd,
   truncateFd,
@@ -34,7 +32,7 @@ import { isUuid, NIL_UUID, normalizeUuid } from "../format/uuid.ts";
 import { fillGaps, type FillLayer } from "./fill.ts";
 import { openLayer } from "./open.ts";
 import { refuseExisting } from "./output.ts";
-import { openUpper } from "./upper.ts";
+import { type OpenUpper, openUpper } from "./upper.ts";
 import {
   LayerError,
   type LayerInput,
@@ -146,9 +144,70 @@ export async function commitLayer(
   return { ...written, warnings: input.warnings };
 }
 
+/** What sealing appended, and where. */
+export interface Sealed {
+  /** bytes of the data file before */
+  before: number;
+  records: number;
+}
+
 /**
- * Seals a writable layer in place: appends its index and a trailer to the
- * data file.  On failure the file is cut back to what it was.
+ * Seals an open writable layer, which nothing may change meanwhile or after:
+ * appends its index and a trailer to the data file.  On failure the file is
+ * cut back to what it was.
+ *
+ * @throws {LayerError} it has more records than a reader takes
+ * @throws {EngineError} it cannot be written
+ */
+export async function sealUpper(
+  { upper, paths: { data }, dataFd: fd }: OpenUpper,
+): Promise<Sealed> {
+  using map = await snapshotUpperAsync(upper);
+  const records = indexCount(map);
+  if (records > MAX_RECORDS) {
+    throw new LayerError(
+      `cannot seal ${data}: its index would have ${records} records, and ` +
+        `no reader takes more than ${MAX_RECORDS}: commit it instead, ` +
+        "which folds records",
+    );
+  }
+  const before = sizeOfFd(fd);
+  // A torn last sector is no data: the index begins at a sector.
+  const at = Math.ceil(before / 512) * 512;
+  const header = new Uint8Array(BLOCK_SIZE);
+  preadFd(fd, header, 0);
+  const { flags, virtualSize, uuid, parentUuid } = parseLsmtHeader(header);
+  try {
+    await syncFd(fd, true);
+    const length = await writeIndex(map, fd, at);
+    // A trailer says "sealed": it must not reach the disk before what it
+    // points at, or power loss leaves neither an upper nor a layer.
+    await syncFd(fd, true);
+    const trailer = encodeLsmtBlock({
+      flags: (flags & FLAG.sparse) !== 0 ? FLAGS.sparseTrailer : FLAGS.trailer,
+      indexOffset: at,
+      indexSize: records,
+      virtualSize,
+      uuid: uuidOr(uuid, NIL_UUID),
+      parentUuid: uuidOr(parentUuid, NIL_UUID),
+    });
+    pwriteFd(fd, trailer, at + length);
+    await syncFd(fd);
+    return { before, records };
+  } catch (error) {
+    await unsealUpper(fd, before);
+    throw error;
+  }
+}
+
+/** Takes a seal off again: the data file has `before` bytes, on disk, too. */
+export async function unsealUpper(fd: number, before: number): Promise<void> {
+  truncateFd(fd, before);
+  await syncFd(fd);
+}
+
+/**
+ * Seals a writable layer in place.  On failure it is what it was.
  *
  * @returns what opening it left out
  */
@@ -157,48 +216,6 @@ export async function sealLayer(
   index: string,
 ): Promise<{ warnings: readonly string[] }> {
   using upper = await openUpper({ data, index, readonly: false });
-  using map = snapshotUpper(upper.upper);
-  const fd = openFd(data, O.RDWR);
-  try {
-    const records = indexCount(map);
-    if (records > MAX_RECORDS) {
-      throw new LayerError(
-        `cannot seal ${data}: its index would have ${records} records, and ` +
-          `no reader takes more than ${MAX_RECORDS}: commit it instead, ` +
-          "which folds records",
-      );
-    }
-    const before = sizeOfFd(fd);
-    // A torn last sector is no data: the index begins at a sector.
-    const at = Math.ceil(before / 512) * 512;
-    const header = new Uint8Array(BLOCK_SIZE);
-    preadFd(fd, header, 0);
-    const { flags, virtualSize, uuid, parentUuid } = parseLsmtHeader(header);
-    try {
-      await syncFd(fd, true);
-      const length = writeIndex(map, fd, at);
-      // A trailer says "sealed": it must not reach the disk before what it
-      // points at, or power loss leaves neither an upper nor a layer.
-      await syncFd(fd, true);
-      const trailer = encodeLsmtBlock({
-        flags: (flags & FLAG.sparse) !== 0
-          ? FLAGS.sparseTrailer
-          : FLAGS.trailer,
-        indexOffset: at,
-        indexSize: records,
-        virtualSize,
-        uuid: uuidOr(uuid, NIL_UUID),
-        parentUuid: uuidOr(parentUuid, NIL_UUID),
-      });
-      pwriteFd(fd, trailer, at + length);
-      await syncFd(fd);
-    } catch (error) {
-      truncateFd(fd, before);
-      await syncFd(fd);
-      throw error;
-    }
-    return { warnings: upper.warnings };
-  } finally {
-    closeFd(fd);
-  }
+  await sealUpper(upper);
+  return { warnings: upper.warnings };
 }

@@ -77,3 +77,14 @@ export function fileInfo(path: string): Deno.FileInfo | undefined {
 export function linkInfo(path: string): Deno.FileInfo | undefined {
   return infoOf(Deno.lstatSync, path);
 }
+
+/** Where a path really leads, also when its last link dangles. */
+export function followLinks(path: string): string {
+  let at = path;
+  for (let hops = 0; hops < 40; hops++) {
+    if (linkInfo(at)?.isSymlink !== true) return at;
+    const target = Deno.readLinkSync(at);
+    at = target.startsWith("/") ? target : `${directoryOf(at)}/${target}`;
+  }
+  throw new EngineError(40, `cannot create ${path}`);
+}

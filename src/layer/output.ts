@@ -16,7 +16,13 @@ import {
   unlinkPath,
 } from "../../ffi/engine.ts";
 import { EngineError } from "../../ffi/errors.ts";
-import { directoryOf, fileInfo, linkInfo, nameOf } from "./files.ts";
+import {
+  directoryOf,
+  fileInfo,
+  followLinks,
+  linkInfo,
+  nameOf,
+} from "./files.ts";
 
 const S_IFREG = 0o100000;
 const ENOENT = 2;
@@ -46,17 +52,6 @@ export interface OutputOptions {
   replace?: boolean;
   /** permissions, before the umask */
   mode?: number;
-}
-
-/** Where a path really leads, also when its last link dangles. */
-function followLinks(path: string): string {
-  let at = path;
-  for (let hops = 0; hops < 40; hops++) {
-    if (linkInfo(at)?.isSymlink !== true) return at;
-    const target = Deno.readLinkSync(at);
-    at = target.startsWith("/") ? target : `${directoryOf(at)}/${target}`;
-  }
-  throw new EngineError(40, `cannot create ${path}`);
 }
 
 /** A pipe, device or terminal: opened as it is. */

@@ -50,12 +50,17 @@ export interface UpperOptions {
   readonly: boolean;
   /** bytes: taken over by a layer that was created with size 0 */
   inheritedSize?: bigint;
+  /** takes off the seal of a sparse layer, which is writable then */
+  unseal?: boolean;
 }
 
 /** An open writable layer. */
 export interface OpenUpper extends Disposable {
   kind: "log" | "sparse";
+  paths: { data: string; index: string };
   upper: Upper;
+  /** of the data file, lent as long as the layer is open */
+  dataFd: number;
   /** of the data file */
   header: LsmtBlock;
   /** bytes */
@@ -200,7 +205,7 @@ async function open(
   const header = parseLsmtHeader(readBlock(dataFd, options.data));
   checkVirtualSize(header);
   const sparse = (header.flags & FLAG.sparse) !== 0;
-  if (sparse && isSealed(dataFd)) {
+  if (sparse && options.unseal !== true && isSealed(dataFd)) {
     throw new FormatError("it is sealed: it cannot be written any more");
   }
   const index = sparse ? undefined : openIndex(options, flags);
@@ -222,7 +227,9 @@ async function open(
   );
   return {
     kind: sparse ? "sparse" : "log",
+    paths: { data: options.data, index: options.index },
     upper,
+    dataFd,
     header,
     virtualSize,
     report,

@@ -8,6 +8,8 @@
  */
 import { type ImageConfig, readImageConfig } from "../image/config.ts";
 import { ImageError, type OpenImage, openImage } from "../image/image.ts";
+import { finishSnapshot } from "../image/intent.ts";
+import type { SnapshotReport } from "../image/snapshot.ts";
 import { directoryOf, fullPath } from "../layer/files.ts";
 import { createSources, type SourceSet } from "../source/sources.ts";
 import { openRegistry } from "./registry.ts";
@@ -73,6 +75,13 @@ export interface Service {
   find(devId: string): ServedImage | undefined;
   /** Other settings count from now on. */
   apply(loaded: LoadedConfig): void;
+  /**
+   * Takes a live snapshot: the image's upper becomes its topmost lower, and
+   * the configuration at `newPath` takes the place of the image's.
+   *
+   * @throws {SnapshotError} why not; the image is as it was
+   */
+  snapshot(served: ServedImage, newPath: string): Promise<SnapshotReport>;
   /**
    * Closes every image.
    *
@@ -188,6 +197,7 @@ export function createService(parts: ServiceParts): Service {
     async open(request) {
       const { path, devId } = request;
       const about = log.with({ device: devId === "" ? path : devId });
+      for (const done of await finishSnapshot(path)) about.warn(done);
       const config = await readImageConfig(path);
       try {
         return await openConfigured(request, config, about);
@@ -208,6 +218,18 @@ export function createService(parts: ServiceParts): Service {
       if (!same && parts.openAudit !== undefined) {
         audit.change(parts.openAudit(next.config));
       }
+    },
+    async snapshot(served, newPath) {
+      const { image, path } = served;
+      // Its code is needed by few.
+      const { snapshotImage } = await import("../image/snapshot.ts");
+      const report = await snapshotImage(image, path, newPath);
+      served.config = image.config;
+      for (const warning of report.warnings) served.log.warn(warning);
+      served.log.info(
+        `snapshot of ${path}: writes waited ${report.pauseUs.toFixed(0)} us`,
+      );
+      return report;
     },
     async close() {
       const ended = await Promise.allSettled(

@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * A live snapshot: the upper of an image in use becomes its topmost lower,
+ * and a fresh one takes its place (spec/api.md, section 1; durability: see
+ * intent.ts).
+ *
+ * Order.  Everything that may fail without harm is checked; the upper's data
+ * is synced, so that little is left for later; the intent is made durable.
+ * Then changes are switched to the new upper, for which they wait a moment,
+ * and only for that.  The old upper, which nothing changes any more, is
+ * sealed, opened as the lower that it is now, and merged.  The intent is
+ * renamed to the configuration: the snapshot is done.  What fails before
+ * that is taken back, with all that was written meanwhile.
+ *
+ * @module
+ */
+import {
+  flock,
+  LOCK,
+  popUpper,
+  pushUpper,
+  resizeDevice,
+  settleDevice,
+  type Source,
+  syncUpper,
+  unlinkPath,
+  upperSource,
+  type View,
+} from "../../ffi/engine.ts";
+import { EngineError } from "../../ffi/errors.ts";
+import { MAX_RECORDS } from "../format/lsmt.ts";
+import { sealUpper, unsealUpper } from "../layer/commit.ts";
+import { fileInfo } from "../layer/files.ts";
+import { openLayer } from "../layer/open.ts";
+import { type OpenUpper, openUpper } from "../layer/upper.ts";
+import {
+  decodeImageConfig,
+  type ImageConfig,
+  intentPath,
+  readConfigBytes,
+} from "./config.ts";
+import type { OpenImage, OpenLower } from "./image.ts";
+import { type Intent, writeIntent } from "./intent.ts";
+import {
+  checkSuccessor,
+  configuredUpper,
+  isSameFile,
+  sealedFile,
+  SnapshotError,
+} from "./successor.ts";
+import { buildViewAsync } from "./view.ts";
+
+/** How long changes may be held up for one attempt to switch. */
+const SWITCH_LIMIT_MS = 25;
+/** Between attempts, so that what runs long can end. */
+const SWITCH_RETRY_MS = 50;
+const SWITCH_ATTEMPTS = 200;
+/** Going back has no second chance. */
+const POP_LIMIT_MS = 30_000;
+
+/** How a snapshot went. */
+export interface SnapshotReport {
+  /** how long changes had to wait, in microseconds */
+  pauseUs: number;
+  /** what could not be done and does no harm, one sentence each */
+  warnings: string[];
+}
+
+/** A snapshot before the switch. */
+interface Prepared {
+  old: OpenUpper;
+  upper: OpenUpper;
+  next: ImageConfig;
+  intent: Intent;
+}
+
+function reason(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/**
+ * The upper of which a snapshot can be taken.
+ *
+ * @throws {SnapshotError} there is none
+ */
+function currentUpper({ stack, readonly }: OpenImage): OpenUpper {
+  const { upper, lowers, frozen } = stack;
+  if (readonly || upper === undefined) {
+    throw new SnapshotError("the device is read-only");
+  }
+  if (lowers.length === 0) throw new SnapshotError("the image has no lowers");
+  if (frozen !== undefined) {
+    throw new SnapshotError(
+      "an earlier snapshot could not be ended: opening the image again " +
+        "finishes it",
+    );
+  }
+  return upper;
+}
+
+/** No file may serve twice. */
+function checkFiles(old: OpenUpper, next: ImageConfig): void {
+  const { data, index } = configuredUpper(next, "the new config");
+  if (fileInfo(index) === undefined) {
+    throw new SnapshotError(`the new upper's index ${index} does not exist`);
+  }
+  const taken = [old.paths.data, old.paths.index];
+  for (const path of [data, index]) {
+    const same = taken.find((other) => isSameFile(path, other));
+    if (same !== undefined) {
+      throw new SnapshotError(`the new upper's ${path} is in use as ${same}`);
+    }
+    taken.push(path);
+  }
+}
+
+async function openFresh(
+  next: ImageConfig,
+  virtualSize: bigint,
+): Promise<OpenUpper> {
+  const files = configuredUpper(next, "the new config");
+  const upper = await openUpper({
+    ...files,
+    readonly: false,
+    inheritedSize: virtualSize,
+  });
+  if (upper.report.records > 0) {
+    upper.close();
+    throw new SnapshotError(`the new upper ${files.data} is not empty`);
+  }
+  if (upper.virtualSize < virtualSize) {
+    upper.close();
+    throw new SnapshotError(
+      `the new upper has a disk of ${upper.virtualSize} bytes, less than the ` +
+        `device's ${virtualSize}`,
+    );
+  }
+  return upper;
+}
+
+/** Everything that can fail without a trace. */
+async function prepare(
+  image: OpenImage,
+  path: string,
+  newPath: string,
+): Promise<Prepared> {
+  const old = currentUpper(image);
+  if (newPath === path || newPath === intentPath(path)) {
+    throw new SnapshotError(`${newPath} cannot be the new config's name`);
+  }
+  const bytes = await readConfigBytes(newPath);
+  const next = decodeImageConfig(bytes, newPath);
+  checkSuccessor(image.config, next);
+  checkFiles(old, next);
+  const upper = await openFresh(next, image.stack.virtualSize);
+  try {
+    await syncUpper(old.upper);
+    const intent = await writeIntent(path, newPath, bytes);
+    return { old, upper, next, intent };
+  } catch (error) {
+    upper.close();
+    throw error;
+  }
+}
+
+/** Switches changes to the new upper; returns the pause in microseconds. */
+async function switchUpper(image: OpenImage, upper: OpenUpper) {
+  for (let left = SWITCH_ATTEMPTS;; left--) {
+    try {
+      return await pushUpper(
+        image.device,
+        upper.upper,
+        MAX_RECORDS,
+        SWITCH_LIMIT_MS,
+      );
+    } catch (error) {
+      if (!(error instanceof EngineError)) throw error;
+      if (error.code === "E2BIG") {
+        throw new SnapshotError(
+          `its upper has more than ${MAX_RECORDS} records, and no reader ` +
+            "takes a layer with more",
+        );
+      }
+      if (error.code !== "ETIMEDOUT" || left === 0) throw error;
+    }
+    await new Promise((done) => setTimeout(done, SWITCH_RETRY_MS));
+  }
+}
+
+/** The old upper as the lower that a reopen would find. */
+async function openSealed(
+  old: OpenUpper,
+  next: ImageConfig,
+): Promise<OpenLower> {
+  const path = sealedFile(next);
+  if (path === undefined || !isSameFile(path, old.paths.data)) {
+    throw new SnapshotError(`${old.paths.data} has gone meanwhile`);
+  }
+  const layer = await openLayer(path);
+  let lock: Source;
+  try {
+    // The open file of the upper, whose lock stays as long as it does.
+    lock = upperSource(old.upper);
+  } catch (error) {
+    layer.close();
+    throw error;
+  }
+  const close = () => {
+    layer.close();
+    lock.close();
+  };
+  return { ...layer, close, [Symbol.dispose]: close };
+}
+
+/**
+ * The view with the sealed layer.  A lower may be read from somewhere else
+ * since the merge began: then it begins again.
+ */
+async function mergedView(
+  { stack }: OpenImage,
+  sealed: OpenLower,
+): Promise<View> {
+  for (;;) {
+    const lowers = [...stack.lowers];
+    const view = await buildViewAsync([...lowers, sealed], stack.virtualSize);
+    const now = stack.lowers;
+    if (
+      now.length === lowers.length && now.every((it, nr) => it === lowers[nr])
+    ) return view;
+    view.close();
+  }
+}
+
+/**
+ * Takes a switch back: what was written since goes to the old upper.  Where
+ * that cannot be done, the device goes on with both, and the intent stays.
+ *
+ * @returns false: it could not be done
+ */
+async function goBack(
+  image: OpenImage,
+  { old, upper, intent }: Prepared,
+  before: number | undefined,
+): Promise<boolean> {
+  const { device, stack } = image;
+  try {
+    if (before !== undefined) await unsealUpper(old.dataFd, before);
+    await popUpper(device, POP_LIMIT_MS);
+    await intent.drop();
+  } catch {
+    settleDevice(device, { how: "kept" });
+    stack.frozen = old;
+    stack.upper = upper;
+    return false;
+  }
+  settleDevice(device, { how: "popped" });
+  upper.close();
+  return true;
+}
+
+/** Seals, merges, renames; after this the snapshot is done. */
+async function complete(
+  image: OpenImage,
+  prepared: Prepared,
+): Promise<{ sealed: OpenLower; view: View }> {
+  const { old, next, intent } = prepared;
+  let before: number | undefined;
+  let sealed: OpenLower | undefined;
+  let view: View | undefined;
+  try {
+    await syncUpper(old.upper);
+    before = (await sealUpper(old)).before;
+    sealed = await openSealed(old, next);
+    view = await mergedView(image, sealed);
+    await intent.commit();
+    return { sealed, view };
+  } catch (error) {
+    view?.close();
+    sealed?.close();
+    if (await goBack(image, prepared, before)) throw error;
+    throw new SnapshotError(
+      `${reason(error)}; what was written since is in the new upper, too, ` +
+        "and opening the image again finishes the snapshot",
+      undefined,
+      { cause: error },
+    );
+  }
+}
+
+/** Shows what is on disk now. */
+function adopt(
+  image: OpenImage,
+  { old, upper, next }: Prepared,
+  { sealed, view }: { sealed: OpenLower; view: View },
+): void {
+  const { stack, device } = image;
+  image.view.replace(view, () => settleDevice(device, { how: "sealed", view }));
+  stack.lowers.push(sealed);
+  stack.upper = upper;
+  image.config = next;
+  flock(old.dataFd, LOCK.SH | LOCK.NB);
+  old.close();
+  const size = upper.virtualSize - upper.virtualSize % 512n;
+  if (size <= stack.virtualSize) return;
+  resizeDevice(device, size);
+  stack.virtualSize = size;
+  for (const tell of image.grown) tell(size);
+}
+
+async function take(
+  image: OpenImage,
+  path: string,
+  newPath: string,
+): Promise<SnapshotReport> {
+  const prepared = await prepare(image, path, newPath);
+  let pauseUs: number;
+  try {
+    pauseUs = await switchUpper(image, prepared.upper);
+  } catch (error) {
+    prepared.upper.close();
+    await prepared.intent.drop();
+    throw error;
+  }
+  image.snapshotPauseUs = pauseUs;
+  adopt(image, prepared, await complete(image, prepared));
+  const warnings: string[] = [];
+  try {
+    unlinkPath(newPath);
+  } catch (error) {
+    warnings.push(`cannot remove ${newPath}: ${reason(error)}`);
+  }
+  return { pauseUs, warnings };
+}
+
+/**
+ * Takes a snapshot of an image in use.
+ *
+ * @param path of the image's configuration, which is replaced
+ * @param newPath of the one that replaces it, and is gone then
+ * @throws {SnapshotError} why not; the image is as it was, on disk, too
+ */
+export async function snapshotImage(
+  image: OpenImage,
+  path: string,
+  newPath: string,
+): Promise<SnapshotReport> {
+  try {
+    return await image.alone(() => take(image, path, newPath));
+  } catch (cause) {
+    throw new SnapshotError(
+      `cannot take a snapshot of ${path} as ${newPath}: ${reason(cause)}`,
+      undefined,
+      { cause },
+    );
+  }
+}
