@@ -12,11 +12,14 @@ import { commitLayer, sealLayer } from "../../src/layer/commit.ts";
 import { resizeUpper } from "../../src/layer/resize.ts";
 import { run, sha256, type TempDir, tempDir } from "../lib/env.ts";
 import {
+  CHANGING,
+  checkSectors,
   crashImage,
+  deadImage,
   eachState,
-  equalBytes,
   type FileHistory,
   type FileImage,
+  historiesAt,
   loadImage,
   playOp,
   readTrace,
@@ -139,51 +142,18 @@ async function record(
 
 // ---- states ---------------------------------------------------------
 
-const CHANGING = new Set(["pwrite", "truncate", "allocate"]);
-
-/** What each file may hold after the first `count` lines of the trace. */
+/** What each file may hold after the first lines of the trace. */
 function histories(
   { initial, trace, inodes }: Recorded,
   until: number,
   log: boolean,
 ): Map<number, FileHistory> {
-  const out = new Map<number, FileHistory>();
-  for (const [ino, image] of initial) {
-    out.set(ino, {
-      durable: { size: image.size, blocks: new Map(image.blocks) },
-      pending: [],
-      tail: log && ino === inodes.data ? "coupled" : "free",
-    });
-    for (const [nr, block] of image.blocks) {
-      out.get(ino)?.durable.blocks.set(nr, block.slice());
-    }
-  }
-  for (const op of trace) {
-    if (op.seq >= until) break;
-    const history = out.get(op.inode);
-    if (history === undefined || op.result < 0) continue;
-    if (CHANGING.has(op.op)) history.pending.push(op);
-    else if (op.op === "sync") {
-      for (const pending of history.pending) playOp(history.durable, pending);
-      history.pending = [];
-    }
-  }
-  return out;
-}
-
-/** Sectors that a disk may show: one candidate at least must match. */
-function checkSectors(
-  got: Uint8Array,
-  candidates: readonly Uint8Array[],
-  what: string,
-): void {
-  for (let at = 0; at < SIZE; at += SECTOR) {
-    const sector = got.subarray(at, at + SECTOR);
-    const known = candidates.some((disk) =>
-      equalBytes(sector, disk.subarray(at, at + SECTOR))
-    );
-    if (!known) fail(`${what}: sector ${at / SECTOR} is nothing ever written`);
-  }
+  return historiesAt(
+    initial,
+    trace,
+    until,
+    (ino) => log && ino === inodes.data ? "coupled" : "free",
+  );
 }
 
 /** Disks that power loss may leave by sector: the last flushed and later. */
@@ -273,15 +243,7 @@ async function replay(
   for (let until = 0; until <= last; until++) {
     if (!changing.has(until) && !acks.has(until) && until !== 0) continue;
     const now = histories(recorded, until, log);
-    const dead = new Map<number, FileImage>();
-    for (const [ino, { durable, pending }] of now) {
-      const image = {
-        size: durable.size,
-        blocks: new Map([...durable.blocks].map(([n, b]) => [n, b.slice()])),
-      };
-      for (const op of pending) playOp(image, op);
-      dead.set(ino, image);
-    }
+    const dead = new Map([...now].map(([ino, it]) => [ino, deadImage(it)]));
     const death = deathCandidates(recorded, until);
     const dying = `killed after line ${until} (SEED=${seed})`;
     await openState(dir, lower, dead, recorded, death, dying, true);

@@ -19,7 +19,7 @@
  *
  * @module
  */
-import { ok } from "node:assert/strict";
+import { fail, ok } from "node:assert/strict";
 import { truncateSync } from "node:fs";
 
 const SECTOR = 512;
@@ -162,6 +162,59 @@ export interface FileHistory {
   /** operations since */
   pending: TraceOp[];
   tail: "coupled" | "free";
+}
+
+/** Operations that change a file. */
+export const CHANGING = new Set(["pwrite", "truncate", "allocate"]);
+
+/**
+ * What each file may hold after the first lines of a trace.
+ *
+ * @param until the first line that did not happen
+ */
+export function historiesAt(
+  initial: ReadonlyMap<number, FileImage>,
+  trace: readonly TraceOp[],
+  until: number,
+  tail: (inode: number) => FileHistory["tail"],
+): Map<number, FileHistory> {
+  const out = new Map<number, FileHistory>();
+  for (const [ino, image] of initial) {
+    out.set(ino, { durable: copyImage(image), pending: [], tail: tail(ino) });
+  }
+  for (const op of trace) {
+    if (op.seq >= until) break;
+    const history = out.get(op.inode);
+    if (history === undefined || op.result < 0) continue;
+    if (CHANGING.has(op.op)) history.pending.push(op);
+    else if (op.op === "sync") {
+      for (const pending of history.pending) playOp(history.durable, pending);
+      history.pending = [];
+    }
+  }
+  return out;
+}
+
+/** The file that the death of the process leaves: all that was written. */
+export function deadImage({ durable, pending }: FileHistory): FileImage {
+  const image = copyImage(durable);
+  for (const op of pending) playOp(image, op);
+  return image;
+}
+
+/** Fails unless every sector is that of one of the disks. */
+export function checkSectors(
+  got: Uint8Array,
+  candidates: readonly Uint8Array[],
+  what: string,
+): void {
+  for (let at = 0; at < got.length; at += SECTOR) {
+    const sector = got.subarray(at, at + SECTOR);
+    const known = candidates.some((disk) =>
+      equalBytes(sector, disk.subarray(at, at + SECTOR))
+    );
+    if (!known) fail(`${what}: sector ${at / SECTOR} is nothing ever written`);
+  }
 }
 
 /** One choice among the versions of a sector or of the size. */
