@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -165,6 +166,19 @@ static void set_environment(const char *root, const char *self,
 	setenv("OVERLAYBD_ARGV0", slash ? slash + 1 : argv0, 1);
 }
 
+/* A daemon that the kernel's dirty pages go through must not wait for them
+ * while it allocates.  Threads and exec inherit it; only root may. */
+static void flush_io(int argc, char **argv)
+{
+	const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
+	const char *name = argc > 0 ? slash ? slash + 1 : argv[0] : "";
+	const char *command = argc > 1 ? argv[1] : "";
+
+	if (!strcmp(name, "overlaybd-tcmu") || !strcmp(command, "tcmu") ||
+	    !strcmp(command, "serve"))
+		prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
+}
+
 int main(int argc, char **argv)
 {
 	char self[PATH_MAX], key[KEY_HEX + 1], rt[80], app[80];
@@ -208,6 +222,7 @@ int main(int argc, char **argv)
 	args = args_build(&section, path, argc, argv);
 	if (!args)
 		fatal(-ENOMEM, "cannot start");
+	flush_io(argc, argv);
 	set_environment(place.path, self, argc > 0 ? argv[0] : "overlaybd");
 	snprintf(path, sizeof(path), "%s/%s/deno", place.path, rt);
 	execv(path, args);
