@@ -1,0 +1,491 @@
+// SPDX-License-Identifier: Apache-2.0
+// TCMU devices as the kernel's events make them (spec/tcmu.md, sections 2, 3
+// and 10), with files for sysfs and configfs, and rings that only remember.
+import { deepStrictEqual as equal, match, ok } from "node:assert/strict";
+import { newDevice, newIndex, newView } from "../../ffi/engine.ts";
+import type { Ring, ScsiCommand, TcmuEvent } from "../../ffi/tcmu.ts";
+import type { Around, TcmuImage } from "../../src/device/tcmu/around.ts";
+import { createDevices } from "../../src/device/tcmu/devices.ts";
+import { DeviceError, ERRNO } from "../../src/device/tcmu/error.ts";
+import { tempDir } from "../lib/env.ts";
+
+const SIZE = 1 << 20;
+
+/** One side of a device: what was asked of its image and its ring. */
+interface Shown {
+  path: string;
+  devId: string;
+  results: string[];
+  closed: boolean;
+  ringClosed: boolean;
+  writeCache: boolean;
+  attention: number[];
+  size: bigint;
+  /** Sends a command as the ring does; what it was answered. */
+  send(...cdb: number[]): Promise<{ status: number; data: number[] }>;
+}
+
+function createWorld() {
+  const dir = tempDir();
+  const kernel = {
+    sys: dir.file("sys"),
+    dev: dir.file("dev"),
+    configfs: dir.file("configfs"),
+  };
+  const shown: Shown[] = [];
+  const replies: string[] = [];
+  const lines: string[] = [];
+  const line = (text: string) => void lines.push(text);
+  const routes = new Map<number, (command: ScsiCommand) => void>();
+  /** by path: what opening an image waits for */
+  const gates = new Map<string, Promise<void>>();
+
+  const core = (name: string) =>
+    `${kernel.configfs}/target/core/user_1/${name}`;
+  const put = (path: string, text: string) => {
+    Deno.mkdirSync(path.replace(/[^/]*$/, ""), { recursive: true });
+    Deno.writeTextFileSync(path, text);
+  };
+  const get = (path: string) => Deno.readTextFileSync(path);
+
+  const openImage: Around["openImage"] = async ({ path, devId }) => {
+    await gates.get(path);
+    using index = newIndex(new Uint8Array(0));
+    using view = newView(index, [], SIZE);
+    const device = newDevice(view, undefined, SIZE, { readonly: true });
+    const one: Shown = {
+      path,
+      devId,
+      results: [],
+      closed: false,
+      ringClosed: false,
+      writeCache: true,
+      attention: [],
+      size: BigInt(SIZE),
+      send: () => Promise.reject(new Error("no ring")),
+    };
+    shown.push(one);
+    const image: TcmuImage = {
+      device,
+      readonly: false,
+      get size() {
+        return one.size;
+      },
+      discardsReadZero: true,
+      writeCache: true,
+      grow(size) {
+        one.size = size;
+        return Promise.resolve();
+      },
+      writeResult(error) {
+        one.results.push(error === undefined ? "success" : "failed");
+        return Promise.resolve();
+      },
+      close() {
+        one.closed = true;
+        device.close();
+        return Promise.resolve();
+      },
+    };
+    return image;
+  };
+
+  const openRing: Around["openRing"] = (minor, _device, { id }) => {
+    const one = shown.at(-1);
+    if (one === undefined) throw new Error("no image");
+    if (minor === 99) return Promise.reject(new Error("no such uio"));
+    const answers = new Map<
+      number,
+      (answer: { status: number; data: number[] }) => void
+    >();
+    let tag = 0;
+    one.send = (...cdb) =>
+      new Promise((done) => {
+        answers.set(++tag, done);
+        routes.get(id)?.({
+          ring: id,
+          tag,
+          cdb: Uint8Array.from(cdb),
+          length: 4096,
+        });
+      });
+    const ring: Ring = {
+      setWriteCache: (on) => void (one.writeCache = on),
+      attention: (code) => void one.attention.push(code),
+      stats: () => ({
+        commands: 0n,
+        asked: 0n,
+        kicks: 0n,
+        refused: 0n,
+        depth: 0n,
+        depthMax: 0n,
+      }),
+      data: (_tag, bytes) => new Uint8Array(Math.min(bytes, 4096)),
+      complete: (tag, status, _sense, data) =>
+        answers.get(tag)?.({ status, data: [...data ?? []] }),
+      close() {
+        one.ringClosed = true;
+        return Promise.resolve();
+      },
+    };
+    return Promise.resolve(ring);
+  };
+
+  const devices = createDevices({
+    kernel,
+    log: { debug: line, info: line, warn: line, error: line },
+    openImage,
+    openRing,
+    route(id, answer) {
+      routes.set(id, answer);
+      return { [Symbol.dispose]: () => routes.delete(id) };
+    },
+  }, ({ command, deviceId }, errno) => {
+    replies.push(`${command} ${deviceId} ${errno}`);
+  });
+
+  const event = (minor: number, config: string): Omit<
+    TcmuEvent & { command: "added" },
+    "command"
+  > => ({
+    minor,
+    deviceId: 100 + minor,
+    wantsReply: true,
+    name: `tcm-user/1/vol${minor}${config === "" ? "" : `/${config}`}`,
+  });
+
+  return {
+    devices,
+    shown,
+    replies,
+    lines,
+    gates,
+    /** The kernel has this device. */
+    has(minor: number, config: string, { index }: { index?: number } = {}) {
+      put(
+        `${kernel.sys}/class/uio/uio${minor}/name`,
+        `${event(minor, config).name}\n`,
+      );
+      put(`${core(`vol${minor}`)}/action/block_dev`, "");
+      put(`${core(`vol${minor}`)}/action/reset_ring`, "");
+      if (index !== undefined) {
+        put(
+          `${core(`vol${minor}`)}/statistics/scsi_dev/indx`,
+          `${index}\n`,
+        );
+      }
+    },
+    lacks(minor: number) {
+      Deno.removeSync(`${kernel.sys}/class/uio/uio${minor}`, {
+        recursive: true,
+      });
+    },
+    action: (minor: number, name: string) =>
+      get(`${core(`vol${minor}`)}/action/${name}`),
+    add: (minor: number, config: string) =>
+      devices.handle({ command: "added", ...event(minor, config) }),
+    remove: (minor: number, config: string) =>
+      devices.handle({ command: "removed", ...event(minor, config) }),
+    reconfig: (
+      minor: number,
+      config: string,
+      change: (TcmuEvent & { command: "reconfig" })["change"],
+    ) =>
+      devices.handle({ command: "reconfig", ...event(minor, config), change }),
+    /** Waits until so many events were answered. */
+    async answered(count: number): Promise<string[]> {
+      for (let i = 0; replies.length < count; i++) {
+        if (i > 2000) throw new Error(`answered: ${replies.join(", ")}`);
+        await new Promise((done) => setTimeout(done, 5));
+      }
+      return replies.splice(0);
+    },
+    async until(what: () => boolean): Promise<void> {
+      for (let i = 0; !what(); i++) {
+        if (i > 2000) throw new Error(`never: ${what}`);
+        await new Promise((done) => setTimeout(done, 5));
+      }
+    },
+    [Symbol.dispose]: () => dir[Symbol.dispose](),
+  };
+}
+
+const one = (list: readonly Shown[], at = 0): Shown => {
+  const it = list.at(at);
+  if (it === undefined) throw new Error("no image was opened");
+  return it;
+};
+
+Deno.test("a device is served, then answered; removed, closed, then answered", async () => {
+  using world = createWorld();
+  world.add(0, "overlaybd//x/c.json;id;1");
+  equal(await world.answered(1), ["added 100 0"]);
+  const image = one(world.shown);
+  equal([image.path, image.devId], ["/x/c.json", "id;1"]);
+  equal(image.results, ["success"]);
+  const capacity = await image.send(
+    ...[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+  );
+  equal(capacity.data, [0, 0, 7, 0xff, 0, 0, 2, 0]);
+  world.remove(0, "overlaybd//x/c.json;id;1");
+  equal(await world.answered(1), ["removed 100 0"]);
+  equal([image.ringClosed, image.closed], [true, true]);
+  equal(world.devices.list().length, 0);
+  for (const text of ["dev open /x/c", "dev opened /x/c", "dev closed /x/c"]) {
+    ok(world.lines.some((line) => line.startsWith(text)), text);
+  }
+});
+
+Deno.test("devices of other programs are not answered", async () => {
+  using world = createWorld();
+  for (const [minor, config] of ["file//x", "over/x", "overlaybd"].entries()) {
+    world.add(minor, config);
+    world.reconfig(minor, config, { kind: "unknown" });
+    world.remove(minor, config);
+  }
+  // Without any config it is nobody's, and nobody else would answer.
+  world.add(8, "");
+  world.add(9, "overlaybd/");
+  equal(await world.answered(2), [
+    `added 108 ${ERRNO.EINVAL}`,
+    `added 109 ${ERRNO.EINVAL}`,
+  ]);
+  equal(world.shown.length, 0);
+});
+
+Deno.test("why an image cannot be opened is answered, never EAGAIN", async () => {
+  using world = createWorld();
+  const fails = (minor: number, errno: number) => {
+    const path = `/bad${minor}`;
+    const failure = Promise.reject(new DeviceError(errno, "because"));
+    failure.catch(() => {});
+    world.gates.set(path, failure);
+    world.add(minor, `overlaybd/${path}`);
+  };
+  fails(1, ERRNO.EACCES);
+  fails(2, ERRNO.EAGAIN);
+  fails(3, 512);
+  equal((await world.answered(3)).sort(), [
+    `added 101 ${ERRNO.EACCES}`,
+    `added 102 ${ERRNO.EIO}`,
+    `added 103 ${ERRNO.EIO}`,
+  ]);
+  equal(world.devices.list().length, 0);
+  // The same device may be tried again.
+  world.gates.clear();
+  world.add(1, "overlaybd//bad1");
+  equal(await world.answered(1), ["added 101 0"]);
+});
+
+Deno.test("a ring that cannot be had is told in the result file", async () => {
+  using world = createWorld();
+  world.add(99, "overlaybd//x");
+  equal(await world.answered(1), [`added 199 ${ERRNO.EIO}`]);
+  const image = one(world.shown);
+  equal([image.results, image.closed], [["failed"], true]);
+  ok(world.lines.some((line) => /^handler open failed for uio99/.test(line)));
+});
+
+Deno.test("a slow image holds up its own device alone", async () => {
+  using world = createWorld();
+  const gate = Promise.withResolvers<void>();
+  world.gates.set("/slow", gate.promise);
+  world.add(1, "overlaybd//slow");
+  world.reconfig(1, "overlaybd//slow", { kind: "writeCache", on: false });
+  world.add(2, "overlaybd//fast");
+  equal(await world.answered(1), ["added 102 0"]);
+  gate.resolve();
+  equal(await world.answered(2), ["added 101 0", "reconfig 101 0"]);
+});
+
+Deno.test("a device that goes while its image opens goes at once", async () => {
+  using world = createWorld();
+  const gate = Promise.withResolvers<void>();
+  world.gates.set("/slow", gate.promise);
+  world.add(1, "overlaybd//slow");
+  world.remove(1, "overlaybd//slow");
+  equal(await world.answered(2), [
+    `added 101 ${ERRNO.ENODEV}`,
+    "removed 101 0",
+  ]);
+  gate.resolve();
+  await world.until(() => world.shown[0]?.closed === true);
+});
+
+Deno.test("a name that the kernel has cut is refused with that reason", async () => {
+  using world = createWorld();
+  const path = `/${"a".repeat(244)}`;
+  world.add(1, `overlaybd/${path}`);
+  equal(await world.answered(1), ["added 101 0"]);
+  const missing = Promise.reject(new DeviceError(ERRNO.ENOENT, "no file"));
+  missing.catch(() => {});
+  world.gates.set(path, missing);
+  world.add(2, `overlaybd/${path}`);
+  world.add(3, `overlaybd/${path.slice(0, 240)};${"b".repeat(4)}`);
+  equal(await world.answered(2), [
+    `added 103 ${ERRNO.EINVAL}`,
+    `added 102 ${ERRNO.EINVAL}`,
+  ]);
+  equal(
+    world.lines.filter((line) => /the rest was cut off$/.test(line)).length,
+    4,
+  );
+});
+
+Deno.test("RECONFIG: a disk grows by whole sectors, its cache is switched", async () => {
+  using world = createWorld();
+  const config = "overlaybd//x";
+  world.add(1, config);
+  await world.answered(1);
+  const image = one(world.shown);
+  const resize = (size: number) =>
+    world.reconfig(1, config, { kind: "size", size: BigInt(size) });
+  resize(SIZE - 512);
+  resize(SIZE + 1);
+  resize(SIZE);
+  equal(await world.answered(3), [
+    `reconfig 101 ${ERRNO.EINVAL}`,
+    `reconfig 101 ${ERRNO.EINVAL}`,
+    "reconfig 101 0",
+  ]);
+  equal(image.attention, []);
+  resize(2 * SIZE);
+  equal(await world.answered(1), ["reconfig 101 0"]);
+  equal([image.size, image.attention], [BigInt(2 * SIZE), [0x2a09]]);
+  const capacity = await image.send(
+    ...[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+  );
+  equal(capacity.data.slice(0, 4), [0, 0, 15, 0xff]);
+  const caching = async () =>
+    (await image.send(0x1a, 0, 0x08, 0, 255, 0)).data[6];
+  equal(await caching(), 4);
+  world.reconfig(1, config, { kind: "writeCache", on: false });
+  equal(await world.answered(1), ["reconfig 101 0"]);
+  equal([image.writeCache, await caching()], [false, 0]);
+  world.reconfig(1, config, { kind: "config", config: "overlaybd//y" });
+  world.reconfig(1, config, { kind: "unknown" });
+  world.reconfig(7, config, { kind: "unknown" });
+  equal((await world.answered(3)).sort(), [
+    `reconfig 101 ${ERRNO.EOPNOTSUPP}`,
+    `reconfig 101 ${ERRNO.EOPNOTSUPP}`,
+    `reconfig 107 ${ERRNO.ENODEV}`,
+  ]);
+});
+
+Deno.test("devices of a former daemon are held back, reset, opened, let go on", async () => {
+  using world = createWorld();
+  world.has(1, "overlaybd//a");
+  world.has(2, "overlaybd//b");
+  world.has(3, "file//c");
+  const gate = Promise.withResolvers<void>();
+  world.gates.set("/b", gate.promise);
+  await world.devices.claim();
+  for (const minor of [1, 2]) {
+    equal(world.action(minor, "block_dev"), "1");
+    equal(world.action(minor, "reset_ring"), "1");
+  }
+  equal(world.action(3, "block_dev"), "");
+  world.devices.adopt();
+  await world.until(() => world.action(1, "block_dev") === "0");
+  equal(world.action(2, "block_dev"), "1");
+  // What is not open cannot be changed, and its writer does not wait.
+  world.reconfig(2, "overlaybd//b", { kind: "writeCache", on: true });
+  equal(await world.answered(1), [`reconfig 102 ${ERRNO.EBUSY}`]);
+  gate.resolve();
+  await world.until(() => world.action(2, "block_dev") === "0");
+  await world.devices.close(0);
+});
+
+Deno.test("an image that cannot open yet is tried again until it does", async () => {
+  using world = createWorld();
+  world.has(1, "overlaybd//a");
+  const down = Promise.reject(new DeviceError(ERRNO.ENOTCONN, "no registry"));
+  down.catch(() => {});
+  world.gates.set("/a", down);
+  await world.devices.claim();
+  world.devices.adopt();
+  await world.until(() =>
+    world.lines.some((line) => /no registry$/.test(line))
+  );
+  equal(world.action(1, "block_dev"), "1");
+  world.gates.delete("/a");
+  await world.until(() => world.action(1, "block_dev") === "0");
+  equal(one(world.shown).results, ["success"]);
+});
+
+Deno.test("a device that waits for its image is removed at once", async () => {
+  using world = createWorld();
+  world.has(1, "overlaybd//a");
+  world.gates.set("/a", new Promise(() => {}));
+  await world.devices.claim();
+  world.devices.adopt();
+  world.remove(1, "overlaybd//a");
+  equal(await world.answered(1), ["removed 101 0"]);
+  equal(world.devices.list().length, 0);
+});
+
+Deno.test("at the end devices are held back, closed, and left to the next", async () => {
+  using world = createWorld();
+  world.has(1, "overlaybd//a");
+  world.has(2, "overlaybd//b");
+  world.gates.set("/b", new Promise(() => {}));
+  world.gates.set("/c", new Promise(() => {}));
+  await world.devices.claim();
+  world.devices.adopt();
+  await world.until(() => world.action(1, "block_dev") === "0");
+  world.add(3, "overlaybd//c");
+  await world.devices.close(0);
+  // Its client may try again with the next daemon.
+  equal(await world.answered(1), [`added 103 ${ERRNO.EAGAIN}`]);
+  equal([one(world.shown).ringClosed, one(world.shown).closed], [true, true]);
+  equal(world.action(1, "block_dev"), "0");
+  world.add(4, "overlaybd//d");
+  equal(await world.answered(1), [`added 104 ${ERRNO.EAGAIN}`]);
+});
+
+Deno.test("a device whose event was lost is served and answered at the second look", async () => {
+  using world = createWorld();
+  world.has(1, "overlaybd//a", { index: 41 });
+  world.has(2, "file//b", { index: 42 });
+  await world.devices.compare();
+  equal(world.replies, []);
+  await world.devices.compare();
+  equal(await world.answered(1), ["added 41 0"]);
+  // Its event comes after all.
+  world.add(1, "overlaybd//a");
+  equal(await world.answered(1), ["added 101 0"]);
+  equal(world.shown.length, 1);
+  await world.devices.compare();
+  equal([world.shown.length, world.replies], [1, []]);
+  world.lacks(1);
+  await world.devices.compare();
+  equal(await world.answered(1), ["removed 41 0"]);
+  equal(one(world.shown).closed, true);
+});
+
+Deno.test("a minor that another device has now is that device", async () => {
+  using world = createWorld();
+  world.has(1, "overlaybd//a");
+  world.add(1, "overlaybd//a");
+  await world.answered(1);
+  world.has(1, "overlaybd//b", { index: 5 });
+  await world.devices.compare();
+  await world.devices.compare();
+  await world.devices.compare();
+  equal(one(world.shown).closed, true);
+  equal(one(world.shown, -1).path, "/b");
+  equal(await world.answered(2), ["removed 101 0", "added 5 0"]);
+});
+
+Deno.test("a command that cannot be answered is refused, and said once", async () => {
+  using world = createWorld();
+  world.add(1, "overlaybd//a");
+  await world.answered(1);
+  const image = one(world.shown);
+  equal((await image.send(0x83, ...Array<number>(15).fill(0))).status, 2);
+  equal((await image.send(0x83, ...Array<number>(15).fill(0))).status, 2);
+  equal((await image.send(0xa4, ...Array<number>(11).fill(0))).status, 2);
+  const said = world.lines.filter((line) => /^unknown command/.test(line));
+  equal(said, ["unknown command 131"]);
+  match(world.lines.join("\n"), /dev opened/);
+});
