@@ -44,23 +44,6 @@ export function takeUsed(cache: Source, bits: Bytes): void {
   );
 }
 
-/** Writes at `at` without holding anything else up. */
-export async function pwriteLater(
-  fd: number,
-  from: Bytes,
-  at: number,
-): Promise<void> {
-  check(
-    await lib.obd_io_pwrite_async(
-      fd,
-      from,
-      BigInt(from.byteLength),
-      BigInt(at),
-    ),
-    `cannot write ${from.byteLength} bytes at ${at}`,
-  );
-}
-
 const PUNCH_HOLE_KEEP_SIZE = 3;
 
 /** Gives the space of a range back. */

@@ -84,17 +84,6 @@ export const symbols = {
     ],
     result: "i32",
   },
-  obd_io_pwrite_async: {
-    name: "obd_io_pwrite",
-    parameters: [
-      "i32", // int32_t fd
-      "buffer", // const void *buf
-      "u64", // uint64_t n
-      "u64", // uint64_t at
-    ],
-    result: "i64",
-    nonblocking: true,
-  },
   obd_io_sync_async: {
     name: "obd_io_sync",
     parameters: [

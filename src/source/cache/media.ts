@@ -5,13 +5,14 @@
  *
  * @module
  */
+import { fillSpilled, punchFd, spillSource } from "../../../ffi/cache.ts";
 import {
-  fillSpilled,
-  punchFd,
-  pwriteLater,
-  spillSource,
-} from "../../../ffi/cache.ts";
-import { type Bytes, evict, fill, type Source } from "../../../ffi/engine.ts";
+  type Bytes,
+  evict,
+  fill,
+  pwriteFd,
+  type Source,
+} from "../../../ffi/engine.ts";
 import { EngineError } from "../../../ffi/errors.ts";
 import { openUnlinked } from "./file.ts";
 import type { SpillBudget } from "./spill.ts";
@@ -79,11 +80,13 @@ export function openMedia(options: MediaOptions): Media {
     spillFd = file.fd;
     return spillFd;
   };
-  const toFile = async (at: number, bytes: Bytes) => {
+  // At once: a thread of Deno's pool may not come while reads that wait for
+  // these bytes hold all of them.
+  const toFile = (at: number, bytes: Bytes) => {
     options.onChange();
     const start = performance.now();
     try {
-      await pwriteLater(fd, bytes, at);
+      pwriteFd(fd, bytes, at);
       failing = false;
       options.onWrite(at, bytes.length, (performance.now() - start) * 1000);
     } catch (error) {
@@ -111,11 +114,11 @@ export function openMedia(options: MediaOptions): Media {
     const paused = kept && performance.now() < pausedUntil;
     const place = begun ?? (paused ? "spill" : "file");
     if (place === "spill") {
-      await pwriteLater(openSpill(), bytes, at);
+      pwriteFd(openSpill(), bytes, at);
       return place;
     }
     try {
-      await toFile(at, bytes);
+      toFile(at, bytes);
       return place;
     } catch (error) {
       if (!kept) throw error;
@@ -124,7 +127,7 @@ export function openMedia(options: MediaOptions): Media {
       if (full) {
         await options.onFull();
         try {
-          await toFile(at, bytes);
+          toFile(at, bytes);
           return place;
         } catch {
           // Told below, as what it was at first.

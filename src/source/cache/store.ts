@@ -200,6 +200,7 @@ export async function openKept(
       if (!isWhole()) return undefined;
       await checking;
       if (verified) return name;
+      if (!isWhole()) return undefined;
       const digest = await sha256Of(fd, blob.size, within);
       verified = digest === name;
       return digest;
