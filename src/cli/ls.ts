@@ -7,7 +7,7 @@
 import { HOST } from "../device/tcmu/configfs.ts";
 import { type FoundDevice, listDevices } from "../device/tcmu/inventory.ts";
 import { EXIT } from "./exit.ts";
-import { printJson, stdoutPrinter } from "./print.ts";
+import { printJson, printTable } from "./print.ts";
 import { formatBytes } from "./progress.ts";
 import type { Args } from "./table.ts";
 
@@ -32,15 +32,6 @@ export async function run(args: Args<"ls">): Promise<number> {
     printJson(devices.map(({ exports: _, ...device }) => device));
     return EXIT.ok;
   }
-  const rows = [TITLES, ...devices.map(row)];
-  const widths = TITLES.map((_, i) =>
-    Math.max(...rows.map((cells) => cells[i]?.length ?? 0))
-  );
-  const out = stdoutPrinter();
-  for (const cells of rows) {
-    const padded = cells.map((cell, i) => cell.padEnd(widths[i] ?? 0));
-    out.line(padded.join("  ").trimEnd());
-  }
-  out.flush();
+  printTable(TITLES, devices.map(row));
   return EXIT.ok;
 }

@@ -48,6 +48,23 @@ export function printJson(value: unknown): void {
   out.flush();
 }
 
+/** Prints rows under their titles, columns aligned. */
+export function printTable(
+  titles: readonly string[],
+  rows: readonly (readonly string[])[],
+): void {
+  const all = [titles, ...rows];
+  const widths = titles.map((_, i) =>
+    Math.max(...all.map((cells) => cells[i]?.length ?? 0))
+  );
+  const out = stdoutPrinter();
+  for (const cells of all) {
+    const padded = cells.map((cell, i) => cell.padEnd(widths[i] ?? 0));
+    out.line(padded.join("  ").trimEnd());
+  }
+  out.flush();
+}
+
 /**
  * Prints a list of unknown length as a JSON array, an item a line, without
  * holding it in memory.

@@ -38,6 +38,7 @@ const RUNNERS: Runners = {
   merge: () => import("./merge.ts"),
   resize: () => import("./resize.ts"),
   serve: () => import("./serve.ts"),
+  ctl: () => import("./ctl.ts"),
   inspect: () => import("./inspect.ts"),
   map: () => import("./map.ts"),
   check: () => import("./check.ts"),

@@ -7,6 +7,8 @@
  * @module
  */
 
+import { CTL_ACTIONS } from "./ctl_actions.ts";
+
 /** What a value must look like. */
 interface ValueSpec {
   help: string;
@@ -447,6 +449,76 @@ export const COMMANDS = {
         "two, the second as `second`",
       ],
       ["serve", "none yet: `overlaybd ctl attach CONFIG` brings them"],
+    ],
+  },
+  ctl: {
+    summary: "ask a running service: devices, images, its configuration",
+    details: "ACTION is: " +
+      Object.entries(CTL_ACTIONS).map(([name, { needs, takes }]) =>
+        [name, ...needs, ...takes.map((word) => `[${word}]`)].join(" ")
+      ).join("; ") +
+      ". A DEVICE is named by its dev_id, its configuration or its id.",
+    positionals: {
+      action: {
+        kind: "text",
+        required: true,
+        choices: Object.keys(CTL_ACTIONS),
+        help: "what to do",
+      },
+      argument: { kind: "text", many: true, help: "what it needs" },
+    },
+    options: {
+      api: {
+        names: ["--api"],
+        value: "ADDRESS",
+        kind: "text",
+        help: "path of a unix socket, HOST:PORT, or an https:// URL; " +
+          "apiConfig.address by default",
+      },
+      force: {
+        names: ["--force"],
+        kind: "flag",
+        help: "detach: also while clients use it",
+      },
+      transport: {
+        names: ["--transport"],
+        value: "KIND",
+        kind: "text",
+        choices: ["nbd", "tcmu"],
+        help: "attach: how it is shown",
+      },
+      tokenFile: {
+        names: ["--token-file"],
+        value: "FILE",
+        kind: "path",
+        help: "its first line is the token; apiConfig.tokenFile by default",
+      },
+      caFile: {
+        names: ["--ca"],
+        value: "FILE",
+        kind: "path",
+        help: "PEM: the CA of the service's certificate",
+      },
+      certFile: {
+        names: ["--cert"],
+        value: "FILE",
+        kind: "path",
+        help: "PEM: our certificate",
+      },
+      keyFile: {
+        names: ["--key"],
+        value: "FILE",
+        kind: "path",
+        help: "PEM: its key",
+      },
+      serviceConfig,
+      json,
+    },
+    examples: [
+      ["ctl attach 'config.v1.json;web'", "a device called web"],
+      ["ctl devices", "all, with their addresses"],
+      ["ctl resize web 20G", "while it is used"],
+      ["ctl detach web", "when nobody uses it any more"],
     ],
   },
   inspect: {

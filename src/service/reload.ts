@@ -103,12 +103,12 @@ export async function reloadService(service: Service): Promise<Reloaded> {
       .filter((key) => !isLive(key)),
     warnings: read.warnings,
   };
-  service.apply(now);
   const text = (keys: readonly string[]) => keys.join(", ") || "nothing";
   service.log.info(
     `config ${path} read again: ${text(reloaded.applied)} applied, ` +
       `${text(reloaded.needsRestart)} needs a restart`,
   );
+  service.apply(now);
   return reloaded;
 }
 

@@ -11,15 +11,8 @@ import { fullPath } from "../layer/files.ts";
 import { createDevices } from "./devices.ts";
 import { type RunningHttp, startHttp } from "./http.ts";
 import { GRACE_MS, nbdKind } from "./nbd.ts";
+import type { ServedConfig } from "./served.ts";
 import type { ServedImage, Service } from "./service.ts";
-
-/** One image to serve. */
-export interface ServedConfig {
-  /** path of its configuration */
-  path: string;
-  /** names it for a live snapshot; may be empty */
-  devId: string;
-}
 
 /** What to serve, and where. */
 export interface ServeOptions {
@@ -38,14 +31,6 @@ export interface ServeOptions {
     images: readonly ServedImage[],
     api: string | undefined,
   ) => void;
-}
-
-/** `CONFIG[;dev_id]`. */
-export function parseServed(text: string): ServedConfig {
-  const cut = text.lastIndexOf(";");
-  return cut < 0
-    ? { path: text, devId: "" }
-    : { path: text.slice(0, cut), devId: text.slice(cut + 1) };
 }
 
 /** What an image is exported as. */

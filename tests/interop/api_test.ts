@@ -7,7 +7,7 @@ import {
   rejects,
 } from "node:assert/strict";
 import { connectNbd } from "../lib/nbd.ts";
-import { mustTool, run, type TempDir, tempDir } from "../lib/env.ts";
+import { mustTool, run, type TempDir, tempDir, tool } from "../lib/env.ts";
 import { type Answer, type Ask, ask, rawHttp } from "../lib/http.ts";
 import { ServeError, type Server, startServer } from "../lib/server.ts";
 
@@ -369,4 +369,86 @@ Deno.test("what is no request is answered or hung up on, and nothing more", asyn
     .close();
   equal((await ask(server.api, "GET", "/healthz")).status, 200);
   ok(!server.said().includes("ERROR"), server.said());
+});
+
+Deno.test("ctl: what a person types, and what a script reads", async () => {
+  using dir = tempDir();
+  await image(dir, "a");
+  await using server = await service(dir, {
+    apiConfig: { address: dir.file("api.sock") },
+  });
+  const configured = ["--service_config_path", dir.file("overlaybd.json")];
+  const ctl = (...args: string[]) =>
+    tool("overlaybd", ["ctl", ...configured, ...args], { cwd: dir.path });
+  const says = async (code: number, out: RegExp, ...args: string[]) => {
+    const ended = await ctl(...args);
+    equal(ended.code, code, ended.stderr);
+    match(code === 0 ? ended.stdout : ended.stderr, out);
+    equal(code === 0 ? ended.stderr : ended.stdout, "");
+  };
+  await says(0, /^nbd\+unix:.*\/web\?socket=/, "attach", "a.json;web");
+  await says(0, /^1 +web +nbd +1 GiB +rw +0 +nbd\+unix:/m, "devices");
+  equal(JSON.parse((await ctl("devices", "--json")).stdout).devices.length, 1);
+  // By its dev_id, its configuration, its id.
+  await says(0, /^web has 2 GiB$/m, "resize", "web", "2G");
+  await says(0, /^a.json is on disk$/m, "flush", "a.json");
+  await says(0, /^bytes = 2147483648$/m, "device", "1");
+  await says(0, /^apiConfig.address +"\/.*api.sock" +file$/m, "config");
+  await says(0, /^warn$/m, "log-level", "warn");
+  await says(0, /^ok$/m, "health");
+  await says(0, /^version = "/m, "version");
+  await says(255, /^overlaybd ctl: there is no device b$/m, "detach", "b");
+  await says(255, /^overlaybd ctl: body.level: /m, "log-level", "loud");
+  await says(105, /^action: no is none of devices, /, "no");
+  await says(106, /^SIZE is required$/m, "resize", "web");
+  await says(104, /^big is no size/, "resize", "web", "big");
+  await says(109, /not expected: x$/m, "health", "x");
+  await says(0, /^web is detached$/m, "detach", "web");
+  await server.stop();
+  await says(255, /cannot reach the API at .*: no service listens/, "health");
+});
+
+Deno.test("the configuration is read again: what counts at once, what later", async () => {
+  using dir = tempDir();
+  await using server = await service(dir);
+  const path = dir.file("overlaybd.json");
+  const reload = async (text: string) => {
+    Deno.writeTextFileSync(path, text);
+    return await ask(server.api, "POST", "/v1/config/reload");
+  };
+  const changed = await reload(JSON.stringify({
+    logLevel: 0,
+    readDeadlineSeconds: 9,
+    download: { enable: true },
+    userAgent: "me",
+    cacheConfig: { refillSize: 65536 },
+    nonsense: 1,
+  }));
+  equal(changed.json, {
+    applied: ["logConfig.logLevel", "download.enable", "readDeadlineSeconds"],
+    needsRestart: ["cacheConfig.refillSize", "userAgent"],
+    warnings: [`${path}: unknown key nonsense is ignored`],
+  });
+  equal(
+    (await ask(server.api, "GET", "/v1/log-level")).text,
+    '{"level":"debug"}',
+  );
+  // What counts is shown, not what the file says.
+  const { text } = await ask(server.api, "GET", "/v1/config");
+  match(text, /"key":"readDeadlineSeconds","value":9,"from":"file"/);
+  match(text, /"key":"cacheConfig.refillSize","value":262144,"from":"default"/);
+
+  const broken = await reload('{"readDeadlineSeconds": "soon"}');
+  match(refused(broken, 422, "image"), /readDeadlineSeconds: got "soon"/);
+  equal((await ask(server.api, "GET", "/v1/config")).text, text);
+
+  // What needs a restart is said until there is one; signals do the same.
+  Deno.writeTextFileSync(path, '{"userAgent": "me"}');
+  Deno.kill(server.pid, "SIGHUP");
+  const said = /applied, userAgent needs a restart/;
+  for (let i = 0; i < 200 && !said.test(server.said()); i++) {
+    await new Promise((done) => setTimeout(done, 10));
+  }
+  match(server.said(), said);
+  equal((await ask(server.api, "GET", "/healthz")).status, 200);
 });

@@ -14,7 +14,7 @@ import { ImageError } from "../../src/image/image.ts";
 import { directoryOf, fullPath, nameOf } from "../../src/layer/files.ts";
 import { readServiceConfig } from "../../src/service/config.ts";
 import { withResultFile, writeResult } from "../../src/service/result.ts";
-import { parseServed } from "../../src/service/serve.ts";
+import { parseServed } from "../../src/service/served.ts";
 import { tempDir } from "../lib/env.ts";
 
 Deno.test("an image to serve is a path and what stands behind its last semicolon", () => {

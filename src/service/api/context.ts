@@ -20,6 +20,9 @@ export interface ApiContext {
   reload: () => Promise<Reloaded>;
 }
 
+/** Parts of a request, in words. */
+const WHERE: Readonly<Record<string, string>> = { json: "body", param: "path" };
+
 /** An application whose refusals of input are problems. */
 export function createRoutes(): OpenAPIHono {
   return new OpenAPIHono({
@@ -30,9 +33,9 @@ export function createRoutes(): OpenAPIHono {
       return problem(
         400,
         "invalid",
-        `${result.target}${at === "" ? "" : `.${at}`}: ${
-          issue?.message ?? "invalid"
-        }`,
+        `${WHERE[result.target] ?? result.target}${
+          at === "" ? "" : `.${at}`
+        }: ${issue?.message ?? "invalid"}`,
       );
     },
   });

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * `ctl`: asks a running service.
+ *
+ * @module
+ */
+import { fullPath } from "../layer/files.ts";
+import { type ApiTarget, askApi } from "../service/api/client.ts";
+import { loadServiceConfig } from "../service/config.ts";
+import { parseServed } from "../service/served.ts";
+import { CTL_ACTIONS, type CtlAction } from "./ctl_actions.ts";
+import { EXIT, UsageError } from "./exit.ts";
+import { printJson, printTable, stdoutPrinter } from "./print.ts";
+import { formatBytes } from "./progress.ts";
+import type { Args } from "./table.ts";
+
+type Json = Readonly<Record<string, unknown>>;
+
+/** Sends a request; members of what comes back may be anything. */
+type Ask = (method: string, path: string, body?: unknown) => Promise<Json>;
+
+/** What an action has to work with. */
+interface Work {
+  ask: Ask;
+  args: Args<"ctl">;
+  /** the words behind the action, as many as it wants */
+  words: readonly string[];
+}
+
+/** What an action gives: a value for --json, and how people see it. */
+interface Result {
+  value: unknown;
+  show(): void;
+}
+
+function object(value: unknown): Json {
+  return typeof value === "object" && value !== null ? { ...value } : {};
+}
+
+function list(value: unknown): Json[] {
+  return Array.isArray(value) ? value.map(object) : [];
+}
+
+function text(value: unknown): string {
+  return value === null || value === undefined || value === ""
+    ? "-"
+    : String(value);
+}
+
+function line(words: string): () => void {
+  return () => {
+    const out = stdoutPrinter();
+    out.line(words);
+    out.flush();
+  };
+}
+
+function showDevices(devices: readonly Json[]): void {
+  printTable(
+    ["ID", "NAME", "KIND", "SIZE", "MODE", "CLIENTS", "ADDRESS"],
+    devices.map((device) => [
+      text(device["id"]),
+      text(device["name"]),
+      text(device["transport"]),
+      formatBytes(Number(device["bytes"])),
+      device["readonly"] === true ? "ro" : "rw",
+      text(device["clients"]),
+      text(device["address"]),
+    ]),
+  );
+}
+
+/** Members as `a.b = value`, a line each. */
+function showMembers(value: Json): void {
+  const out = stdoutPrinter();
+  const visit = (members: Json, prefix: string) => {
+    for (const [name, member] of Object.entries(members)) {
+      const isGroup = typeof member === "object" && member !== null &&
+        !Array.isArray(member);
+      if (isGroup) visit(object(member), `${prefix}${name}.`);
+      else out.line(`${prefix}${name} = ${JSON.stringify(member)}`);
+    }
+  };
+  visit(value, "");
+  out.flush();
+}
+
+function shown(value: Json): Result {
+  return { value, show: () => showMembers(value) };
+}
+
+/** The device of that name, dev_id, configuration or id. */
+async function find(ask: Ask, name: string): Promise<Json> {
+  const devices = list((await ask("GET", "/v1/devices"))["devices"]);
+  const by = (test: (device: Json) => boolean) => devices.find(test);
+  const device = by((one) => one["devId"] === name) ??
+    by((one) => one["name"] === name || one["name"] === fullPath(name)) ??
+    by((one) => String(one["id"]) === name) ??
+    by((one) => one["config"] === fullPath(name));
+  if (device !== undefined) return device;
+  throw new Error(`there is no device ${name}`);
+}
+
+async function pathOf(ask: Ask, name: string | undefined): Promise<string> {
+  const device = await find(ask, name ?? "");
+  return `/v1/devices/${String(device["id"])}`;
+}
+
+/** Bytes, or with K, M, G, T as in KiB... */
+function parseBytes(word: string): number {
+  const [, digits, unit = ""] = /^(\d+)([KMGT]?)i?B?$/i.exec(word) ?? [];
+  const power = " KMGT".indexOf(unit.toUpperCase() || " ");
+  const bytes = Number(digits) * 1024 ** power;
+  if (digits !== undefined && Number.isSafeInteger(bytes)) return bytes;
+  throw new UsageError(
+    EXIT.conversion,
+    `${word} is no size: bytes, or with K, M, G or T`,
+  );
+}
+
+const RUN: Readonly<Record<CtlAction, (work: Work) => Promise<Result>>> = {
+  async devices({ ask }) {
+    const value = await ask("GET", "/v1/devices");
+    return { value, show: () => showDevices(list(value["devices"])) };
+  },
+  async device({ ask, words: [name] }) {
+    return shown(await find(ask, name ?? ""));
+  },
+  async attach({ ask, args, words: [word = ""] }) {
+    const { path, devId } = parseServed(word);
+    const value = await ask("POST", "/v1/devices", {
+      config: fullPath(path),
+      devId,
+      ...(args.transport === undefined ? {} : { transport: args.transport }),
+    });
+    return { value, show: line(text(value["address"])) };
+  },
+  async detach({ ask, args, words: [name] }) {
+    const path = await pathOf(ask, name);
+    await ask("DELETE", `${path}?force=${args.force}`);
+    return { value: {}, show: line(`${name} is detached`) };
+  },
+  async flush({ ask, words: [name] }) {
+    await ask("POST", `${await pathOf(ask, name)}/flush`);
+    return { value: {}, show: line(`${name} is on disk`) };
+  },
+  async resize({ ask, words: [name, size = ""] }) {
+    const bytes = parseBytes(size);
+    const value = await ask("POST", `${await pathOf(ask, name)}/resize`, {
+      bytes,
+    });
+    const now = formatBytes(Number(value["bytes"]));
+    return { value, show: line(`${name} has ${now}`) };
+  },
+  async images({ ask }) {
+    const value = await ask("GET", "/v1/images");
+    const rows = list(value["images"]).flatMap((image) =>
+      list(image["lowers"]).map((layer, position) => [
+        text(image["device"]),
+        String(position),
+        text(layer["origin"]),
+        text(layer["kind"]),
+        text(layer["where"]),
+      ])
+    );
+    const titles = ["DEVICE", "LAYER", "ORIGIN", "KIND", "WHERE"];
+    return { value, show: () => printTable(titles, rows) };
+  },
+  async config({ ask, words: [what = "show"] }) {
+    if (what === "reload") return shown(await ask("POST", "/v1/config/reload"));
+    if (what !== "show") {
+      throw new UsageError(EXIT.validation, `config: ${what} is not reload`);
+    }
+    const value = await ask("GET", "/v1/config");
+    return {
+      value,
+      show: () =>
+        printTable(
+          ["KEY", "VALUE", "FROM"],
+          list(value["settings"]).map((setting) => [
+            text(setting["key"]),
+            JSON.stringify(setting["value"]),
+            text(setting["from"]),
+          ]),
+        ),
+    };
+  },
+  async "log-level"({ ask, words: [level] }) {
+    const value = level === undefined
+      ? await ask("GET", "/v1/log-level")
+      : await ask("PUT", "/v1/log-level", { level });
+    return { value, show: line(text(value["level"])) };
+  },
+  async health({ ask }) {
+    const value = await ask("GET", "/readyz");
+    return { value, show: line(text(value["status"])) };
+  },
+  async version({ ask }) {
+    return shown(await ask("GET", "/version"));
+  },
+};
+
+function readFile(path: string | undefined): string | undefined {
+  return path === undefined ? undefined : Deno.readTextFileSync(path);
+}
+
+/** The service that is meant: by the options, else by its configuration. */
+async function targetOf(args: Args<"ctl">): Promise<ApiTarget> {
+  const { api, tokenFile } = args;
+  const { apiConfig } = (await loadServiceConfig(args.serviceConfig)).config;
+  const configured = api === undefined;
+  const from = tokenFile ??
+    (configured && apiConfig.tokenFile !== ""
+      ? apiConfig.tokenFile
+      : undefined);
+  const address = (api ?? apiConfig.address).replace(/^https?:\/\//, "")
+    .replace(/^unix:/, "");
+  return {
+    address,
+    secure: api?.startsWith("https:") ?? apiConfig.certFile !== "",
+    token: readFile(from)?.split("\n")[0]?.trim(),
+    ca: readFile(args.caFile),
+    cert: readFile(args.certFile),
+    key: readFile(args.keyFile),
+  };
+}
+
+function isAction(name: string): name is CtlAction {
+  return Object.hasOwn(CTL_ACTIONS, name);
+}
+
+/** @throws {UsageError} it has too few words, or too many */
+function checkWords(action: CtlAction, words: readonly string[]): void {
+  const { needs, takes } = CTL_ACTIONS[action];
+  const [missing] = needs.slice(words.length);
+  if (missing !== undefined) {
+    throw new UsageError(EXIT.required, `${missing} is required`);
+  }
+  const extra = words.slice(needs.length + takes.length);
+  if (extra.length === 0) return;
+  throw new UsageError(
+    EXIT.unexpected,
+    `The following argument${
+      extra.length > 1 ? "s were" : " was"
+    } not expected: ${extra.join(" ")}`,
+  );
+}
+
+/** Runs `overlaybd ctl ACTION [ARGUMENT...]`. */
+export async function run(args: Args<"ctl">): Promise<number> {
+  const { action } = args;
+  if (!isAction(action)) {
+    throw new UsageError(
+      EXIT.validation,
+      `action: ${action} is none of ${Object.keys(CTL_ACTIONS).join(", ")}`,
+    );
+  }
+  checkWords(action, args.argument);
+  const target = await targetOf(args);
+  const { value, show } = await RUN[action]({
+    ask: async (...request) => object(await askApi(target, ...request)),
+    args,
+    words: args.argument,
+  });
+  if (args.json) printJson(value);
+  else show();
+  return EXIT.ok;
+}
