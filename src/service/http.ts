@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * What the service answers by HTTP, as its configuration enables it: the
- * metrics' endpoint and API v1.
+ * metrics' endpoint, the original's snapshots, and API v1.
  *
  * @module
  */
@@ -40,6 +40,14 @@ async function startExporter(service: Service): Promise<Part> {
   });
   log.info(`metrics at ${exporter.url}`);
   return exporter;
+}
+
+async function startSnapshots(service: Service): Promise<Part> {
+  const { startSnapshotServer } = await import("./api/snapshot.ts");
+  const { settings: { serviceConfig }, log } = service;
+  const server = startSnapshotServer(serviceConfig.address, service);
+  log.info(`snapshots at ${server.url}`);
+  return server;
 }
 
 async function startApi(
@@ -84,6 +92,9 @@ export async function startHttp(
   try {
     if (settings.exporterConfig.enable) {
       running.push(await startExporter(service));
+    }
+    if (settings.serviceConfig.enable) {
+      running.push(await startSnapshots(service));
     }
     let api: Part | undefined;
     if (settings.apiConfig.enable || options.listen !== undefined) {

@@ -4,7 +4,11 @@
  *
  * @module
  */
+import { AddressError, hostText, isLoopback } from "../../device/listen.ts";
 import type { Service } from "../service.ts";
+
+/** What of the service it needs. */
+type Needs = Pick<Service, "find" | "snapshot" | "log">;
 
 /** What every path of the API begins with. */
 const PREFIX = "/snapshot";
@@ -26,14 +30,21 @@ function parameter(query: URLSearchParams, key: string): string {
   return query.getAll(key).at(-1) ?? "";
 }
 
+/** A page in somebody's browser must not make this host change files. */
+function isOfPage(headers: Headers): boolean {
+  return headers.has("origin") ||
+    (headers.get("sec-fetch-site") ?? "none") !== "none";
+}
+
 /**
  * Answers one request, whatever its method: GET and POST mean the same, and
  * a body means nothing.
  */
 export async function handleSnapshot(
   request: Request,
-  service: Pick<Service, "find" | "snapshot" | "log">,
+  service: Needs,
 ): Promise<Response> {
+  if (isOfPage(request.headers)) return new Response(null, { status: 403 });
   const url = new URL(request.url);
   if (!url.pathname.startsWith(PREFIX)) {
     return new Response(null, { status: 404 });
@@ -53,4 +64,62 @@ export async function handleSnapshot(
     served.log.error(error instanceof Error ? error.message : String(error));
     return answer(500, "Failed to create snapshot`");
   }
+}
+
+/** A running API. */
+export interface SnapshotServer {
+  /** `http://127.0.0.1:9862` */
+  url: string;
+  close(): Promise<void>;
+}
+
+/** @throws {AddressError} it is no URL of this kind */
+function parseUrl(address: string): { hostname: string; port: number } {
+  const url = URL.parse(address);
+  if (url?.protocol !== "http:" || url.pathname !== "/") {
+    throw new AddressError(
+      `Failed to start http server for live snapshot: serviceConfig.address ` +
+        `${address}: expected http://HOST:PORT`,
+    );
+  }
+  const hostname = url.hostname.replace(/^\[|\]$/g, "");
+  return { hostname, port: url.port === "" ? 80 : Number(url.port) };
+}
+
+/**
+ * Serves the API.  A host is what it says: a name is looked up, and only
+ * `0.0.0.0` and `[::]` are every interface.
+ *
+ * @param address of `serviceConfig`
+ * @throws {AddressError} it is no address, no one's, or taken
+ */
+export function startSnapshotServer(
+  address: string,
+  service: Needs,
+): SnapshotServer {
+  const { hostname, port } = parseUrl(address);
+  let server: Deno.HttpServer<Deno.NetAddr>;
+  try {
+    server = Deno.serve(
+      { hostname, port, onListen() {} },
+      (request) => handleSnapshot(request, service),
+    );
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new AddressError(
+      `Failed to start http server for live snapshot: ${address}: ${why}`,
+      { cause },
+    );
+  }
+  const { hostname: ip, port: bound } = server.addr;
+  if (!isLoopback(ip)) {
+    service.log.warn(
+      `other machines can reach ${address}, and whoever does may take ` +
+        "snapshots: it asks for no password",
+    );
+  }
+  return {
+    url: `http://${hostText(ip)}:${bound}`,
+    close: () => server.shutdown(),
+  };
 }
