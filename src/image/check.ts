@@ -6,7 +6,7 @@
  */
 import type { JobOptions } from "../../ffi/engine.ts";
 import { checkLayer, type Finding } from "../layer/check.ts";
-import type { ImageConfig, LowerConfig } from "./config.ts";
+import { dataLowers, type ImageConfig, type LowerConfig } from "./config.ts";
 import { hasUpper, localFile, MAX_LOWERS, openStack } from "./image.ts";
 
 function error(code: string, where: string, text: string): Finding {
@@ -99,7 +99,7 @@ export async function checkImage(
       `${config.lowers.length} layers, at most ${MAX_LOWERS}`,
     ));
   }
-  for (const [i, lower] of config.lowers.entries()) {
+  for (const [i, lower] of dataLowers(config).entries()) {
     findings.push(...await checkLower(lower, `lowers[${i}]`, options));
   }
   if (findings.some((f) => f.severity === "error")) return findings;

@@ -48,6 +48,9 @@ export const downloadSchema = z.looseObject({
   blockSize: z._default(uint, 262144),
 });
 
+/** How layers are brought to this machine. */
+export type DownloadConfig = z.infer<typeof downloadSchema>;
+
 /** Every field; keys of others are kept as they are. */
 export const configSchema = z.looseObject({
   repoBlobUrl: z._default(z.string(), ""),
@@ -69,6 +72,12 @@ export type ImageConfig = z.infer<typeof configSchema>;
 
 /** One entry of `lowers`. */
 export type LowerConfig = z.infer<typeof lowerSchema>;
+
+/** The lowers that hold data: the last may only carry a trace. */
+export function dataLowers(config: ImageConfig): ImageConfig["lowers"] {
+  const { lowers, accelerationLayer } = config;
+  return accelerationLayer ? lowers.slice(0, -1) : lowers;
+}
 
 /** `["lowers", 1, "file"]` as `lowers[1].file`. */
 export function keyName(path: readonly PropertyKey[]): string {

@@ -19,7 +19,12 @@ import { type OpenUpper, openUpper } from "../layer/upper.ts";
 import { SourceError } from "../source/source.ts";
 import type { CachedBlob } from "../source/cache/blob.ts";
 import type { SourceSet } from "../source/sources.ts";
-import { type ImageConfig, type LowerConfig } from "./config.ts";
+import {
+  type Background,
+  type BackgroundOptions,
+  startBackground,
+} from "./background.ts";
+import { dataLowers, type ImageConfig, type LowerConfig } from "./config.ts";
 import { buildView, type ShownView, trackView } from "./view.ts";
 
 /** Read-only layers in one image at most (spec/lsmt.md, section 12). */
@@ -46,7 +51,15 @@ export class ImageError extends Error {
 
 /** A lower, and the blob behind it while it is read from a registry. */
 export interface OpenLower extends OpenLayer {
-  remote?: { url: string; blob: CachedBlob };
+  remote?: {
+    url: string;
+    blob: CachedBlob;
+    digest: string;
+    /** where it may be brought to; empty: nowhere */
+    dir: string;
+    /** in the order in which lowers were opened */
+    nr: number;
+  };
 }
 
 /** The layers of an image, opened. */
@@ -82,12 +95,14 @@ export interface OpenImage extends AsyncDisposable {
    * @throws {ImageError} the image is being closed
    */
   alone<T>(work: () => Promise<T>): Promise<T>;
+  /** what it does on its own */
+  background: Background;
   /** Flushes what was written, then lets everything go. */
   close(): Promise<void>;
 }
 
 /** How an image is opened. */
-export interface OpenImageOptions {
+export interface OpenImageOptions extends BackgroundOptions {
   /** no writing, even with an upper: shares it with other readers */
   readonly?: boolean;
   /** how long one request may wait for absent data */
@@ -155,6 +170,9 @@ const REMOTE_TEXT: Readonly<Record<string, string>> = {
 /** A blob whose head or indexes are wrong is fetched again this often. */
 const REMOTE_TRIES = 3;
 
+/** Remote lowers that have been opened. */
+let opened = 0;
+
 /** Opens a lower from its registry, through the cache. */
 async function openRemote(
   lower: LowerConfig,
@@ -163,14 +181,17 @@ async function openRemote(
 ): Promise<OpenLower> {
   const url = `${config.repoBlobUrl.replace(/\/?$/, "/")}${lower.digest}`;
   try {
-    using opened = await sources.open(url);
+    const { dir, size } = lower;
+    using held = await sources.open(url, { dir, size });
     for (let left = REMOTE_TRIES;;) {
       try {
         const blob = await sources.open(url);
-        return { ...await openRemoteLayer(blob), remote: { url, blob } };
+        const layer = await openRemoteLayer(blob);
+        const { digest } = lower;
+        return { ...layer, remote: { url, blob, digest, dir, nr: opened++ } };
       } catch (cause) {
         if (cause instanceof SourceError || --left === 0) throw cause;
-        opened.forget();
+        held.forget();
       }
     }
   } catch (cause) {
@@ -239,15 +260,16 @@ async function openLowers(
   config: ImageConfig,
   sources: SourceSet | undefined,
 ): Promise<OpenLower[]> {
-  if (config.lowers.length > MAX_LOWERS) {
+  const wanted = dataLowers(config);
+  if (wanted.length > MAX_LOWERS) {
     throw new ImageError(
-      `cannot stack ${config.lowers.length} lowers: at most ${MAX_LOWERS}`,
+      `cannot stack ${wanted.length} lowers: at most ${MAX_LOWERS}`,
       "failed to create overlaybd device",
     );
   }
   const limit = pLimit(OPEN_CONCURRENCY);
   const results = await Promise.allSettled(
-    config.lowers.map((lower, position) =>
+    wanted.map((lower, position) =>
       limit(() => openLower(lower, position, config, sources))
     ),
   );
@@ -315,7 +337,12 @@ export async function openStack(
   config: ImageConfig,
   options: { readonly?: boolean; sources?: SourceSet | undefined } = {},
 ): Promise<OpenStack> {
-  if (config.lowers.length === 0 && !hasUpper(config)) {
+  if (config.accelerationLayer && config.recordTracePath !== "") {
+    throw new ImageError(
+      "cannot open an image with both accelerationLayer and recordTracePath",
+    );
+  }
+  if (dataLowers(config).length === 0 && !hasUpper(config)) {
     throw new ImageError(
       "cannot open an image with neither lowers nor an upper",
       "failed to create overlaybd device",
@@ -405,7 +432,14 @@ export async function openImage(
   const { device } = view;
   const readonly = options.readonly === true || stack.upper === undefined;
   let closing: Promise<void> | undefined;
+  const queue = pLimit(1);
+  const alone = <T>(work: () => Promise<T>): Promise<T> =>
+    closing === undefined
+      ? queue(work)
+      : Promise.reject(new ImageError("the image is being closed"));
+  const background = startBackground({ config, stack, view, alone }, options);
   const close = async () => {
+    await background.close();
     try {
       if (!readonly) await flushDevice(device);
     } finally {
@@ -415,7 +449,6 @@ export async function openImage(
       stack.close();
     }
   };
-  const queue = pLimit(1);
   const closeOnce = () => closing ??= queue(close);
   return {
     config,
@@ -424,10 +457,8 @@ export async function openImage(
     view,
     readonly,
     grown: new Set(),
-    alone: (work) =>
-      closing === undefined
-        ? queue(work)
-        : Promise.reject(new ImageError("the image is being closed")),
+    alone,
+    background,
     close: closeOnce,
     [Symbol.asyncDispose]: closeOnce,
   };

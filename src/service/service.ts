@@ -148,6 +148,10 @@ export function createService(parts: ServiceParts): Service {
       image = await openImage(config, {
         deadlineMs: loaded.config.readDeadlineSeconds * 1000,
         sources,
+        download: settings.download,
+        prefetchConcurrency: settings.prefetchConfig.concurrency,
+        log: about,
+        audit,
       });
     } catch (error) {
       release();

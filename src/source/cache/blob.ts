@@ -10,6 +10,7 @@ import {
   type Bytes,
   cacheSource,
   fill,
+  preadFd,
   setBitmap,
   type Source,
 } from "../../../ffi/engine.ts";
@@ -39,6 +40,8 @@ const CORRUPT_MEMORY_MS = 60_000;
 /** What a blob is opened with. */
 export interface BlobOptions extends FetchParts {
   fd: number;
+  /** of the file; undefined: it has no name */
+  path: string | undefined;
   /** false: the file has no name, so what it holds is bounded */
   kept: boolean;
   /** bytes of the blob */
@@ -84,6 +87,8 @@ export interface CachedBlob extends Disposable {
   readonly stats: BlobStats;
   /** the same bytes, past the cache */
   readonly origin: Blob;
+  /** of the file that keeps it; undefined: none does */
+  readonly path: string | undefined;
   /** the wrapper that `window` took it out of */
   tar: TarPayload | undefined;
   /** Shows a part of it alone. */
@@ -99,6 +104,13 @@ export interface CachedBlob extends Disposable {
   prefetch(at: number, length: number): Promise<void>;
   /** True when all of the range is here. */
   has(at: number, length: number): boolean;
+  /**
+   * Copies bytes from `at` of the whole blob; false, and nothing copied, when
+   * not all of them are in its file.
+   */
+  peek(at: number, into: Bytes): boolean;
+  /** Its file is not changed any more: from now on it is somebody else's. */
+  freeze(): void;
   /** Forgets everything: what was fetched is not what it should be. */
   forget(): void;
   close(): void;
@@ -238,6 +250,13 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
     return times;
   };
 
+  const has = (at: number, length: number) => {
+    const run = under(at, length);
+    for (let i = run.first; i < run.first + run.count; i++) {
+      if (!hasBit(here, i)) return false;
+    }
+    return true;
+  };
   const settle = async () => {
     await fetcher.settle();
     media.close();
@@ -253,6 +272,7 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
     source,
     stats,
     origin: blob,
+    path: options.path,
     tar: undefined,
     window: (base, length) => windowSource(source, base, length),
     async need(at, length) {
@@ -263,13 +283,16 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
       await fetcher.need(run);
     },
     prefetch: async (at, length) => await fetcher.need(under(at, length)),
-    has(at, length) {
-      const run = under(at, length);
+    has,
+    peek(at, into) {
+      if (at + into.length > size || !has(at, into.length)) return false;
+      const run = under(at, into.length);
       for (let i = run.first; i < run.first + run.count; i++) {
-        if (!hasBit(here, i)) return false;
+        if (media.spilled().has(i)) return false;
       }
-      return true;
+      return preadFd(fd, into, at) === into.length;
     },
+    freeze: () => media.freeze(),
     forget() {
       for (let i = 0; i < count; i++) if (hasBit(here, i)) drop(i);
     },

@@ -58,12 +58,15 @@ export interface Media {
   drop(unit: number): void;
   /** the units that are not in the cache's file */
   spilled(): ReadonlySet<number>;
+  /** The cache's file is not changed any more. */
+  freeze(): void;
   /** Lets the budget go. */
   close(): void;
 }
 
 /** So long a file that failed is left alone. */
 const PAUSE_MS = 10_000;
+const EROFS = 30;
 
 /** Makes the media of an open blob. */
 export function openMedia(options: MediaOptions): Media {
@@ -72,6 +75,7 @@ export function openMedia(options: MediaOptions): Media {
   let spillFd: number | undefined;
   let pausedUntil = -Infinity;
   let failing = false;
+  let frozen = false;
 
   const openSpill = (): number => {
     if (spillFd !== undefined) return spillFd;
@@ -111,8 +115,11 @@ export function openMedia(options: MediaOptions): Media {
     bytes: Bytes,
     begun?: Place,
   ): Promise<Place> => {
-    const paused = kept && performance.now() < pausedUntil;
+    const paused = frozen || kept && performance.now() < pausedUntil;
     const place = begun ?? (paused ? "spill" : "file");
+    if (frozen && place === "file") {
+      throw new EngineError(EROFS, `cannot keep ${name}`);
+    }
     if (place === "spill") {
       pwriteFd(openSpill(), bytes, at);
       return place;
@@ -163,10 +170,14 @@ export function openMedia(options: MediaOptions): Media {
         if (spillFd !== undefined) punch(spillFd, i);
         return;
       }
+      if (frozen) return;
       options.onChange();
       punch(fd, i);
     },
     spilled: () => spilled,
+    freeze() {
+      frozen = true;
+    },
     close: () => spill.forget(source),
   };
 }

@@ -24,7 +24,7 @@ import { countBits, hasBit, newBits } from "./units.ts";
 /** What every blob of a set is opened with. */
 export type Shared = Omit<
   BlobOptions,
-  "fd" | "kept" | "size" | "present" | "head" | "onChange" | "onWhole"
+  "fd" | "path" | "kept" | "size" | "present" | "head" | "onChange" | "onWhole"
 >;
 
 /** Where a blob is kept. */
@@ -150,6 +150,7 @@ export async function openKept(
     blob = openCachedBlob(origin, {
       ...shared,
       fd,
+      path,
       kept: true,
       size: total,
       present,
@@ -236,6 +237,7 @@ export async function openPast(
     const blob = openCachedBlob(origin, {
       ...shared,
       fd,
+      path: undefined,
       kept: false,
       size: head.total,
       present: newBits(Math.ceil(head.total / shared.unit)),

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The lowers of an image as one disk to be looked into: what prefetching a
+ * list of files needs.
+ *
+ * @module
+ */
+import {
+  closeDevice,
+  lookup,
+  mergeIndexes,
+  newDevice,
+  newView,
+  readDevice,
+} from "../../ffi/engine.ts";
+import { FormatError } from "../format/error.ts";
+import { parseRecords } from "../format/lsmt.ts";
+import type { OpenLower } from "./image.ts";
+import { type LayerRange, needRange } from "./plan.ts";
+
+/** See the module's comment; all numbers are bytes. */
+export interface LowersDisk {
+  /** The parts of layers that serve a range, in order. */
+  serving(at: number, length: number): LayerRange[];
+  /**
+   * Reads a range, which is fetched first where it has to be.
+   *
+   * @throws {FormatError} it leaves the disk
+   */
+  read(at: number, length: number): Promise<Uint8Array>;
+  close(): Promise<void>;
+}
+
+const SECTOR = 512;
+/** Read and kept at once; what is asked for is mostly near the last. */
+const PAGE = 16384;
+const MAX_PAGES = 256;
+/** Pages that are looked at before the disk counts as a trap. */
+const MAX_READS = 100_000;
+const MAX_LOOKUP = 4096;
+/** What was fetched can be evicted before it is read: rare, and no harm. */
+const DEADLINE_MS = 60_000;
+const ESHUTDOWN = 108;
+
+/** The same as `work`, or the signal's reason as soon as that is given. */
+export function unlessAborted<T>(
+  work: Promise<T>,
+  signal: AbortSignal,
+): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal.reason);
+    if (signal.aborted) abort();
+    signal.addEventListener("abort", abort, { once: true });
+    work.then(resolve, reject).finally(() =>
+      signal.removeEventListener("abort", abort)
+    );
+  });
+}
+
+/**
+ * Opens the lowers, bottom first, as they are now.
+ *
+ * @param signal ends reads that wait
+ */
+export function openLowersDisk(
+  stackLowers: readonly OpenLower[],
+  virtualSize: bigint,
+  signal: AbortSignal,
+): LowersDisk {
+  const lowers = [...stackLowers];
+  const topFirst = lowers.toReversed();
+  const index = mergeIndexes(topFirst.map((layer) => layer.index));
+  const view = newView(
+    index,
+    topFirst.map((layer) => layer.source),
+    virtualSize,
+  );
+  const device = newDevice(view, undefined, virtualSize, {
+    deadlineMs: DEADLINE_MS,
+  });
+  const size = Number(virtualSize);
+  const pages = new Map<number, Promise<Uint8Array>>();
+  // Not to be freed under a call that has not begun on its thread.
+  const running = new Set<Promise<void>>();
+  const end = () => closeDevice(device, ESHUTDOWN);
+  signal.addEventListener("abort", end, { once: true });
+  let reads = 0;
+
+  function* serving(at: number, length: number): Generator<LayerRange> {
+    let lba = Math.floor(at / SECTOR);
+    const end = Math.min(size / SECTOR, Math.ceil((at + length) / SECTOR));
+    while (lba < end) {
+      const records = [
+        ...parseRecords(lookup(index, lba, end - lba, MAX_LOOKUP)),
+      ];
+      for (const record of records) {
+        lba = record.offset + record.length;
+        if (record.zeroed) continue;
+        yield {
+          layer: lowers.length - 1 - record.tag,
+          offset: record.moffset * SECTOR,
+          count: record.length * SECTOR,
+        };
+      }
+      if (records.length < MAX_LOOKUP) return;
+    }
+  }
+
+  const readPage = async (page: number): Promise<Uint8Array> => {
+    const at = page * PAGE;
+    const into = new Uint8Array(Math.min(PAGE, size - at));
+    for (const range of serving(at, into.length)) {
+      await unlessAborted(needRange(lowers, range), signal);
+    }
+    signal.throwIfAborted();
+    const reading = readDevice(device, into, at);
+    running.add(reading);
+    await reading.finally(() => running.delete(reading));
+    return into;
+  };
+
+  const pageAt = (page: number): Promise<Uint8Array> => {
+    if (++reads > MAX_READS) {
+      throw new FormatError(`the file system takes more than ${reads} reads`);
+    }
+    const known = pages.get(page) ?? readPage(page);
+    pages.delete(page);
+    pages.set(page, known);
+    const [oldest] = pages.keys();
+    if (pages.size > MAX_PAGES && oldest !== undefined) pages.delete(oldest);
+    return known;
+  };
+
+  return {
+    serving: (at, length) => [...serving(at, length)],
+    async read(at, length) {
+      if (at < 0 || !(at + length <= size)) {
+        throw new FormatError(`bytes ${at}+${length} are not on the disk`);
+      }
+      const into = new Uint8Array(length);
+      for (let done = 0; done < length;) {
+        const page = Math.floor((at + done) / PAGE);
+        const from = at + done - page * PAGE;
+        const part = (await pageAt(page)).subarray(from, from + length - done);
+        into.set(part, done);
+        done += part.length;
+      }
+      return into;
+    },
+    async close() {
+      signal.removeEventListener("abort", end);
+      end();
+      await Promise.allSettled(running);
+      device.close();
+      view.close();
+      index.close();
+    },
+  };
+}
