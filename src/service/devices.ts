@@ -105,6 +105,12 @@ export function createDevices(
     kinds.find((kind) => kind.transport === served.transport)
       ?.shown(served) ?? { address: undefined, clients: undefined };
 
+  // By a request, or because a snapshot's new layer is larger.
+  service.grown.add((served) =>
+    kinds.find((kind) => kind.transport === served.transport)
+      ?.resized?.(served)
+  );
+
   return {
     list: () => service.images(),
     get,
@@ -125,11 +131,6 @@ export function createDevices(
         await kind.detach(served);
       }),
     flush: (id) => flushDevice(get(id).image.device),
-    resize: (id, bytes) =>
-      change(id, async (served) => {
-        await resizeServed(served, bytes);
-        kinds.find((kind) => kind.transport === served.transport)
-          ?.resized?.(served);
-      }),
+    resize: (id, bytes) => change(id, (served) => resizeServed(served, bytes)),
   };
 }

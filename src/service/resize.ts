@@ -42,6 +42,6 @@ export async function resizeServed(
       `${cannot}: it has ${virtualSize}, and a disk only grows while served`,
     );
   }
-  await growImage(image, config, size);
+  await growImage(image, size);
   served.log.info(`resized from ${virtualSize} to ${size} bytes`);
 }

@@ -6,7 +6,12 @@
  *
  * @module
  */
-import { type ImageConfig, readImageConfig } from "../image/config.ts";
+import {
+  decodeImageConfig,
+  type ImageConfig,
+  readConfigBytes,
+  readImageConfig,
+} from "../image/config.ts";
 import { ImageError, type OpenImage, openImage } from "../image/image.ts";
 import { finishSnapshot } from "../image/intent.ts";
 import type { SnapshotReport } from "../image/snapshot.ts";
@@ -37,7 +42,8 @@ export interface ServedImage extends OpenRequest {
   readonly id: number;
   /** its dev_id, else the full path of its configuration */
   readonly name: string;
-  config: ImageConfig;
+  /** as it is now: a snapshot changes it */
+  readonly config: ImageConfig;
   readonly image: OpenImage;
   /** for lines about this image */
   readonly log: Logger;
@@ -73,6 +79,8 @@ export interface Service {
   images(): ServedImage[];
   /** the open image with a dev_id, which is not empty */
   find(devId: string): ServedImage | undefined;
+  /** told when the disk of an image has become larger */
+  readonly grown: Set<(served: ServedImage) => void>;
   /** Other settings count from now on. */
   apply(loaded: LoadedConfig): void;
   /**
@@ -129,6 +137,7 @@ export function createService(parts: ServiceParts): Service {
     onDownload: meters.download.record,
   });
   const open = new Set<ServedImage>();
+  const grown: Service["grown"] = new Set();
   const devIds = new Map<string, ServedImage | undefined>();
   let nextId = 1;
 
@@ -174,13 +183,18 @@ export function createService(parts: ServiceParts): Service {
       ...request,
       id: nextId++,
       name: devId === "" ? fullPath(path) : devId,
-      config,
+      get config() {
+        return image.config;
+      },
       image,
       log: about,
       writeResult: (error) =>
         writeResult(resultPath(config, path), error, about.warn),
       close: () => closing ??= close(),
     };
+    image.grown.add(() => {
+      for (const tell of grown) tell(served);
+    });
     open.add(served);
     if (devId !== "") devIds.set(devId, served);
     return served;
@@ -201,9 +215,12 @@ export function createService(parts: ServiceParts): Service {
     async open(request) {
       const { path, devId } = request;
       const about = log.with({ device: devId === "" ? path : devId });
-      for (const done of await finishSnapshot(path)) about.warn(done);
-      const config = await readImageConfig(path);
+      let config = decodeImageConfig(await readConfigBytes(path), path);
       try {
+        for (const done of await finishSnapshot(path)) {
+          about.warn(done);
+          config = await readImageConfig(path);
+        }
         return await openConfigured(request, config, about);
       } catch (error) {
         await writeResult(resultPath(config, path), error, about.warn);
@@ -212,6 +229,7 @@ export function createService(parts: ServiceParts): Service {
     },
     images: () => [...open],
     find: (devId) => devIds.get(devId),
+    grown,
     apply(next) {
       const before = loaded.config;
       loaded = next;
@@ -228,7 +246,6 @@ export function createService(parts: ServiceParts): Service {
       // Its code is needed by few.
       const { snapshotImage } = await import("../image/snapshot.ts");
       const report = await snapshotImage(image, path, newPath);
-      served.config = image.config;
       for (const warning of report.warnings) served.log.warn(warning);
       served.log.info(
         `snapshot of ${path}: writes waited ${report.pauseUs.toFixed(0)} us`,

@@ -57,12 +57,14 @@ function showImage(served: ServedImage, service: Service): TcmuImage {
     get size() {
       return image.stack.virtualSize;
     },
-    discardsReadZero: image.stack.upper?.kind !== "sparse",
+    get discardsReadZero() {
+      return image.stack.upper?.kind !== "sparse";
+    },
     writeCache: service.settings.writeCache &&
       served.config.writeCache !== false,
     async grow(to) {
       try {
-        await growImage(image, served.config, to);
+        await growImage(image, to);
       } catch (error) {
         throw openFailure(error);
       }

@@ -63,7 +63,9 @@ export async function serveDisk(
     sectors: image.size / 512n,
     readonly: image.readonly,
     writeCache: image.writeCache,
-    discardsReadZero: image.discardsReadZero,
+    get discardsReadZero() {
+      return image.discardsReadZero;
+    },
     serial: await currentSerial(),
     config: uio.config,
   };
