@@ -16,6 +16,7 @@ import { ImageError, type OpenImage, openImage } from "../image/image.ts";
 import { finishSnapshot } from "../image/intent.ts";
 import type { SnapshotReport } from "../image/snapshot.ts";
 import { directoryOf, fullPath } from "../layer/files.ts";
+import { connectPeer } from "../source/registry/peer.ts";
 import { createSources, type SourceSet } from "../source/sources.ts";
 import { openRegistry } from "./registry.ts";
 import { type Audit, changingAudit } from "./audit.ts";
@@ -115,6 +116,28 @@ function resultPath(config: ImageConfig, path: string): string {
     : fullPath(resultFile, directoryOf(fullPath(path)));
 }
 
+/** Through peers, where they are there now; decided for each image. */
+async function sourcesFor(
+  { p2pConfig }: ServiceConfig,
+  sources: SourceSet,
+  log: Logger,
+): Promise<SourceSet> {
+  if (!p2pConfig.enable) return sources;
+  const { address } = p2pConfig;
+  try {
+    const peer = await connectPeer(address);
+    log.info(`use p2p proxy for acceleration, proxy: ${address}`);
+    return {
+      ...sources,
+      open: (url, about) => sources.open(url, { ...about, peer }),
+    };
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error);
+    log.warn(`connect to accelerator failed: ${address}: ${why}, use cache`);
+    return sources;
+  }
+}
+
 /** Makes a service; nothing is open yet. */
 export function createService(parts: ServiceParts): Service {
   const { loaded: started, log } = parts;
@@ -156,7 +179,7 @@ export function createService(parts: ServiceParts): Service {
     try {
       image = await openImage(config, {
         deadlineMs: loaded.config.readDeadlineSeconds * 1000,
-        sources,
+        sources: await sourcesFor(loaded.config, sources, about),
         download: settings.download,
         prefetchConcurrency: settings.prefetchConfig.concurrency,
         log: about,

@@ -15,6 +15,7 @@ import {
   openPast,
   type Shared,
 } from "./cache/store.ts";
+import type { Peer } from "./registry/peer.ts";
 import { type Blob, SourceError } from "./source.ts";
 
 /** One operation for the audit file (spec/service-config.md, section 5). */
@@ -30,8 +31,8 @@ export interface SourceAudit {
 
 /** How a set of sources is made. */
 export interface SourceSetOptions {
-  /** the blob behind a URL; contacts nobody yet */
-  openBlob(url: string): Blob;
+  /** the blob behind a URL, maybe through peers; contacts nobody yet */
+  openBlob(url: string, peer?: Peer): Blob;
   /** `file`; `download`: beside each layer; `ocf` is served by `file` */
   cacheType?: string;
   cacheDir: string;
@@ -56,6 +57,8 @@ export interface OpenBlobOptions {
   dir?: string;
   /** bytes, 0: not known */
   size?: number;
+  /** fetched through it, and past the cache: peers have one */
+  peer?: Peer;
   /** ends the opening */
   signal?: AbortSignal;
 }
@@ -70,7 +73,7 @@ export interface SourceSet extends AsyncDisposable {
    * @throws {SourceError} its size cannot be had
    */
   open(url: string, options?: OpenBlobOptions): Promise<CachedBlob>;
-  /** the open blobs, by name */
+  /** the open blobs, by name; those of peers by another */
   blobs(): Promise<Map<string, OpenedBlob>>;
   /** Ends all fetches; resolves when every file is left as it should be. */
   close(): Promise<void>;
@@ -190,11 +193,12 @@ export function createSources(options: SourceSetOptions): SourceSet {
   const openOne = async (
     url: string,
     name: string,
-    { dir = "", size = 0 }: OpenBlobOptions,
+    { dir = "", size = 0, peer }: OpenBlobOptions,
     signal: AbortSignal,
   ): Promise<OpenedBlob> => {
+    const blob = options.openBlob(url, peer);
+    if (peer !== undefined) return await openPast(blob, shared, signal);
     await closing.get(name);
-    const blob = options.openBlob(url);
     let kept: OpenedBlob | undefined;
     try {
       kept = inLayers
@@ -248,24 +252,26 @@ export function createSources(options: SourceSetOptions): SourceSet {
   return {
     pool,
     async open(url, about = {}) {
+      const { peer } = about;
       const name = nameOf(url);
+      const key = peer === undefined ? name : `${name} by ${peer.address}`;
       if (ended) throw new SourceError("EIO", `cannot open ${url}: closed`);
-      let user = open.get(name);
+      let user = open.get(key);
       if (user === undefined) {
         const stop = new AbortController();
         const opening = openOne(url, name, about, stop.signal);
         user = { opening, users: 0, stop };
-        open.set(name, user);
+        open.set(key, user);
       } else {
         user.opening.then(
-          ({ blob }) => blob.addOrigin(options.openBlob(url)),
+          ({ blob }) => blob.addOrigin(options.openBlob(url, peer)),
           () => {},
         );
       }
       user.users++;
       const used = user;
       const leave = () => {
-        if (--used.users === 0 && open.get(name) === used) end(name, used);
+        if (--used.users === 0 && open.get(key) === used) end(key, used);
       };
       const { signal } = about;
       const aborted = Promise.withResolvers<never>();
@@ -274,7 +280,7 @@ export function createSources(options: SourceSetOptions): SourceSet {
       try {
         signal?.throwIfAborted();
         const opened = await Promise.race([used.opening, aborted.promise]);
-        return holdOn(name, used, opened);
+        return holdOn(key, used, opened);
       } catch (error) {
         leave();
         throw error;

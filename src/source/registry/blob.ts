@@ -1,98 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * A blob in a registry: ranged GETs, every answer checked to the byte
- * (spec/registry.md, sections 4 and 5).
+ * A blob in a registry: ranges that are checked to the byte, tried again when
+ * that may help, and read on from where they were cut (spec/registry.md,
+ * sections 4 and 5).
  *
  * @module
  */
 import type { Bytes } from "../../../ffi/engine.ts";
 import { type Blob, type RangeBody, SourceError } from "../source.ts";
 import { type Attempt, backoff, newAttempt, pause, TRIES } from "./attempt.ts";
-import { type BodyReader, bodyReader, discard } from "./body.ts";
-import { lastWords, publicUrl, statusError } from "./errors.ts";
+import { type BodyReader, bodyReader } from "./body.ts";
+import { lastWords, publicUrl } from "./errors.ts";
 import type { Peer } from "./peer.ts";
-import {
-  type Answer,
-  getFollowing,
-  getOnce,
-  isRedirect,
-  redirectTarget,
-  type RequestParts,
-} from "./request.ts";
+import { type Place, placeOf } from "./place.ts";
+import type { Answer } from "./request.ts";
+import { createRoute, type RouteParts } from "./route.ts";
 
-/** Where a redirect led is used again for this long. */
-const LOCATION_MS = 300_000;
 /** An attempt that brought this much is none that failed. */
 const PROGRESS = 64 << 10;
 
 /** What a blob is made of. */
-export interface BlobParts extends RequestParts {
-  /** Why the server let nobody in, in words for the user. */
-  explainRefusal(url: URL): Promise<string>;
+export interface BlobParts extends RouteParts {
   log(line: string): void;
 }
 
-/** A part of an answer's body. */
-interface Part {
+/** An answer, or a part of one. */
+interface Part extends Place {
   answer: Answer;
   attempt: Attempt;
   reader: BodyReader;
-  total: number;
-  /** bytes that this part has: fewer than asked for only at the end */
-  length: number;
-  /** more follow that nobody wants */
-  more: boolean;
   /** the peer that gave it */
   peer: Peer | undefined;
 }
 
-function brief(text: string): string {
-  return text.length > 60 ? `${text.slice(0, 57)}...` : text;
+/** The turn and the time of a part are over. */
+function end({ answer, attempt }: Part): void {
+  answer[Symbol.dispose]();
+  attempt[Symbol.dispose]();
 }
 
-/** What an answer says of where its bytes lie. */
-function placeOf(
-  { status, headers }: Response,
-  at: number,
-  length: number,
-  bad: (why: string) => SourceError,
-): { total: number; length: number; more: boolean } {
-  const text = headers.get("content-range") ?? "";
-  if (status === 416) {
-    const [, size] = /^bytes \*\/(\d+)$/i.exec(text) ?? [];
-    // An empty blob has no byte that a range could begin with.
-    if (at === 0 && size === "0") return { total: 0, length: 0, more: false };
-    throw bad(`it has no byte ${at}${size === undefined ? "" : ` of ${size}`}`);
-  }
-  const encoding = headers.get("content-encoding") ?? "identity";
-  if (!/^(identity)?$/i.test(encoding.trim())) {
-    throw bad(`the answer is ${encoding} encoded`);
-  }
-  const announced = headers.get("content-length");
-  const bytes = announced === null ? undefined : Number(announced);
-  if (status === 200) {
-    if (at > 0) throw bad("the server ignores ranges");
-    if (bytes === undefined || !Number.isSafeInteger(bytes)) {
-      throw bad("the server ignores ranges and does not tell the size");
-    }
-    const wanted = Math.min(length, bytes);
-    return { total: bytes, length: wanted, more: wanted < bytes };
-  }
-  const [, a, b, size] = /^bytes (\d+)-(\d+)\/(\d+)$/i.exec(text.trim()) ?? [];
-  const total = Number(size);
-  const there = Math.min(length, total - at);
-  if (
-    size === undefined || !Number.isSafeInteger(total) || there <= 0 ||
-    Number(a) !== at || Number(b) !== at + there - 1
-  ) {
-    throw bad(
-      `asked for bytes ${at}-${at + length - 1}, got "${brief(text)}"`,
-    );
-  }
-  if (bytes !== undefined && bytes !== there) {
-    throw bad(`${bytes} bytes were announced in place of ${there}`);
-  }
-  return { total, length: there, more: false };
+/** Nobody wants more of it. */
+function drop(part: Part): void {
+  part.reader.cancel();
+  end(part);
 }
 
 /** The blob behind a URL; contacts nobody yet. */
@@ -103,90 +53,11 @@ export function openRegistryBlob(
 ): Blob {
   const name = publicUrl(home);
   const what = `read ${name}`;
+  const route = createRoute(parts, home);
   let known: number | undefined;
-  // Where the registry sent us; where the bytes are when nobody knows better.
-  let location: { url: URL; until: number } | undefined;
 
-  const remember = (url: URL) => {
-    location = url.href === home.href
-      ? undefined
-      : { url, until: performance.now() + LOCATION_MS };
-  };
-
-  const rangeGet = (at: number, length: number, attempt: Attempt) => ({
-    what,
-    attempt,
-    headers: { range: `bytes=${at}-${at + length - 1}` },
-  });
-
-  /** From the registry, or from where it sent us before. */
-  const direct = async (
-    at: number,
-    length: number,
-    attempt: Attempt,
-  ): Promise<Answer> => {
-    const get = rangeGet(at, length, attempt);
-    if (location !== undefined && performance.now() < location.until) {
-      const answer = await getFollowing(parts, home, get, location.url)
-        .catch((error) => {
-          location = undefined;
-          throw error;
-        });
-      const { status } = answer.response;
-      if (status === 206 || status === 200) return answer;
-      // A signed URL that has expired: the registry makes another.
-      location = undefined;
-      await discard(answer.response);
-      answer[Symbol.dispose]();
-    }
-    const answer = await getFollowing(parts, home, get);
-    const { status } = answer.response;
-    if (status === 206 || status === 200) remember(answer.url);
-    return answer;
-  };
-
-  /** Where a peer is to get it from: asks the registry, wants no bytes. */
-  const resolve = async (attempt: Attempt): Promise<URL> => {
-    if (location !== undefined && performance.now() < location.until) {
-      return location.url;
-    }
-    const get = rangeGet(0, 1, attempt);
-    const answer = await parts.auth.send(
-      home,
-      async (authorization) => {
-        const next = await getOnce(parts, home, get, authorization);
-        next[Symbol.dispose]();
-        return next;
-      },
-      attempt.signal,
-    );
-    await discard(answer.response);
-    if (!isRedirect(answer.response)) return home;
-    const url = redirectTarget(answer, what);
-    remember(url);
-    return url;
-  };
-
-  /** Through the peer; anything but the bytes is a failure. */
-  const through = async (
-    by: Peer,
-    at: number,
-    length: number,
-    attempt: Attempt,
-  ): Promise<Answer> => {
-    const target = await resolve(attempt);
-    const url = new URL(`${by.address}/${target.href}`);
-    const authorization = target.href === home.href
-      ? await parts.auth.authorization(home, attempt.signal)
-      : undefined;
-    const get = rangeGet(at, length, attempt);
-    const answer = await getOnce(parts, url, get, authorization);
-    if (answer.response.status === 206) return answer;
-    location = undefined;
-    await discard(answer.response);
-    answer[Symbol.dispose]();
-    throw statusError(what, answer.response);
-  };
+  const bad = (why: string, retryable = false) =>
+    new SourceError("EIO", `cannot ${what}: ${why}`, { retryable });
 
   const failPeer = (by: Peer, error: unknown) => {
     if (!by.failed()) return;
@@ -197,81 +68,73 @@ export function openRegistryBlob(
     );
   };
 
-  const refusal = async (answer: Answer): Promise<SourceError> => {
-    const { response, url } = answer;
-    await discard(response);
-    const from = url.href === home.href ? "" : ` from ${publicUrl(url)}`;
-    const status = `HTTP status ${response.status}${from}`;
-    if (response.status !== 401 && response.status !== 403) {
-      return statusError(what, response, status);
+  /** Looks whether an answer is the range, and takes it over. */
+  const accept = async (
+    answer: Answer,
+    at: number,
+    length: number,
+    attempt: Attempt,
+    by: Peer | undefined,
+  ): Promise<Part> => {
+    const { response } = answer;
+    const place = placeOf(response, at, length);
+    const changed = typeof place !== "string" && known !== undefined &&
+      known !== place.total;
+    if (typeof place === "string" || changed) {
+      await response.body?.cancel().catch(() => {});
+      answer[Symbol.dispose]();
+      throw bad(
+        typeof place === "string"
+          ? place
+          : `it had ${known} bytes, now ${place.total}`,
+      );
     }
-    const why = url.origin === home.origin
-      ? `${status}: ${await parts.explainRefusal(home)}`
-      : status;
-    return statusError(what, response, why);
+    known = place.total;
+    if (response.status === 416) await response.body?.cancel().catch(() => {});
+    // Who stops caring may not come to say so.
+    attempt.signal.addEventListener("abort", () => answer[Symbol.dispose]());
+    const reader = bodyReader(response.status === 416 ? null : response.body);
+    return { ...place, answer, attempt, reader, peer: by };
+  };
+
+  /** Through the peer; undefined: it failed, the registry is to be asked. */
+  const tryPeer = async (
+    by: Peer,
+    at: number,
+    length: number,
+    ms: number,
+    signal: AbortSignal | undefined,
+  ): Promise<Part | undefined> => {
+    const attempt = newAttempt(ms, signal);
+    let target: URL | undefined;
+    try {
+      target = await route.resolve(attempt);
+      const answer = await route.through(by, target, at, length, attempt);
+      return await accept(answer, at, length, attempt, by);
+    } catch (error) {
+      attempt[Symbol.dispose]();
+      // The registry's own failure, or nobody wants it any more.
+      if (target === undefined || signal?.aborted === true) throw error;
+      failPeer(by, error);
+      return undefined;
+    }
   };
 
   /** One attempt, up to the first byte of the body. */
   const begin = async (
     at: number,
     length: number,
-    attempt: Attempt,
-    by: Peer | undefined,
-  ): Promise<Part> => {
-    const answer = by === undefined
-      ? await direct(at, length, attempt)
-      : await through(by, at, length, attempt);
-    try {
-      const { response } = answer;
-      if (![200, 206, 416].includes(response.status)) {
-        throw await refusal(answer);
-      }
-      const place = placeOf(response, at, length, (why) => {
-        const options = { retryable: false, status: response.status };
-        return new SourceError("EIO", `cannot ${what}: ${why}`, options);
-      });
-      if (known !== undefined && known !== place.total) {
-        throw new SourceError(
-          "EIO",
-          `cannot ${what}: it had ${known} bytes, now ${place.total}`,
-          { retryable: false },
-        );
-      }
-      known = place.total;
-      if (response.status === 416) await discard(response);
-      // Who stops caring may not come to say so.
-      attempt.signal.addEventListener("abort", () => answer[Symbol.dispose]());
-      const reader = bodyReader(response.status === 416 ? null : response.body);
-      return { ...place, answer, attempt, reader, peer: by };
-    } catch (error) {
-      if (!answer.response.bodyUsed) {
-        await answer.response.body?.cancel().catch(() => {});
-      }
-      answer[Symbol.dispose]();
-      throw error;
-    }
-  };
-
-  const beginAttempt = async (
-    at: number,
-    length: number,
     ms: number,
     signal: AbortSignal | undefined,
   ): Promise<Part> => {
-    const by = peer?.usable() === true ? peer : undefined;
-    if (by !== undefined) {
-      const attempt = newAttempt(ms, signal);
-      try {
-        return await begin(at, length, attempt, by);
-      } catch (error) {
-        attempt[Symbol.dispose]();
-        if (signal?.aborted === true) throw error;
-        failPeer(by, error);
-      }
-    }
+    const by = peer?.usable() === true
+      ? await tryPeer(peer, at, length, ms, signal)
+      : undefined;
+    if (by !== undefined) return by;
     const attempt = newAttempt(ms, signal);
     try {
-      return await begin(at, length, attempt, undefined);
+      const answer = await route.direct(at, length, attempt);
+      return await accept(answer, at, length, attempt, undefined);
     } catch (error) {
       attempt[Symbol.dispose]();
       throw error;
@@ -288,7 +151,7 @@ export function openRegistryBlob(
     for (let n = 1;; n++) {
       const left = Math.max(1, until - performance.now());
       try {
-        return await beginAttempt(at, length, left, signal);
+        return await begin(at, length, left, signal);
       } catch (error) {
         if (!(error instanceof SourceError)) throw error;
         const wait = backoff(n, error.retryAfterMs);
@@ -299,25 +162,13 @@ export function openRegistryBlob(
     }
   };
 
-  const end = ({ answer, attempt }: Part) => {
-    answer[Symbol.dispose]();
-    attempt[Symbol.dispose]();
-  };
-
-  const drop = (part: Part) => {
-    part.reader.cancel();
-    end(part);
-  };
-
   /** What reading a part threw, or that it ended early. */
   const cut = (part: Part, at: number, cause: unknown): SourceError => {
     drop(part);
-    location = undefined;
+    route.forget();
     const why = cause === undefined ? "" : `: ${lastWords(cause)}`;
-    const error = part.attempt.ended(what) ?? new SourceError(
-      "EIO",
-      `cannot ${what}: the answer ends before byte ${at}${why}`,
-    );
+    const error = part.attempt.ended(what) ??
+      bad(`the answer ends before byte ${at}${why}`, true);
     if (part.peer !== undefined) failPeer(part.peer, error);
     return error;
   };
@@ -348,19 +199,18 @@ export function openRegistryBlob(
       const extra = await part.reader.some(new Uint8Array(1)).catch(() => 0);
       if (extra === 0) return end(part);
       drop(part);
-      throw new SourceError(
-        "EIO",
-        `cannot ${what}: the answer goes on behind byte ${stop - 1}`,
-        { retryable: false },
-      );
+      throw bad(`the answer goes on behind byte ${stop - 1}`);
     };
 
     const fill = async (into: Bytes) => {
       for (let n = 0; n < into.length;) {
-        const got = await part.reader.some(into.subarray(n)).catch(
-          (cause) => resume(cut(part, at, cause)),
-        );
-        if (got === undefined) continue;
+        let got: number;
+        try {
+          got = await part.reader.some(into.subarray(n));
+        } catch (cause) {
+          await resume(cut(part, at, cause));
+          continue;
+        }
         if (got === 0) await resume(cut(part, at, undefined));
         n += got;
         at += got;

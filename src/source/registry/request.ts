@@ -148,7 +148,7 @@ export async function getFollowing(
  *
  * @param url another place of the same server
  */
-async function authorized(
+export async function authorized(
   parts: RequestParts,
   home: URL,
   get: Get,
