@@ -38,6 +38,8 @@ SIZE(obd_device_stats, 96);
 AT(obd_device_stats, discards, 32);
 AT(obd_device_stats, misses, 64);
 AT(obd_device_stats, allocations, 88);
+SIZE(obd_read_times, 240);
+AT(obd_read_times, fetched, 120);
 
 SIZE(obd_trace_read, 24);
 AT(obd_trace_read, length, 8);

@@ -223,6 +223,12 @@ struct obd_counters {
 /* The gate of changes (push.c): how many run, and whether new ones wait. */
 #define GATE_CLOSED (1u << 31)
 
+/* By everybody, for it is written rarely: struct obd_read_times. */
+struct obd_times {
+	_Atomic uint64_t buckets[OBD_TIMES_BUCKETS], ns;
+};
+#define TIMES_SAMPLE 16u
+
 struct obd_device {
 	_Atomic uint32_t refs;       /* handles and requests not inline */
 	uint32_t flags;
@@ -239,6 +245,7 @@ struct obd_device {
 	struct obd_task *waiting;    /* at the gate, or for settling */
 	struct obd_trace *_Atomic trace; /* NULL: never asked for */
 	struct obd_counters counters[STAT_SHARDS];
+	struct obd_times local, fetched; /* reads: sampled, all */
 };
 
 /* The calling thread's shard of every device's counters, plus one; 0: not

@@ -342,3 +342,19 @@ int32_t obd_device_stat(struct obd_device *dev, struct obd_device_stats *out)
 	memcpy(out, sum, sizeof(*out));
 	return 0;
 }
+
+static void times_out(const struct obd_times *times, uint64_t *buckets,
+		      uint64_t *ns)
+{
+	for (uint32_t i = 0; i < OBD_TIMES_BUCKETS; i++)
+		buckets[i] = atomic_load_explicit(&times->buckets[i],
+						  memory_order_relaxed);
+	*ns = atomic_load_explicit(&times->ns, memory_order_relaxed);
+}
+
+int32_t obd_device_times(struct obd_device *dev, struct obd_read_times *out)
+{
+	times_out(&dev->local, out->local, &out->local_ns);
+	times_out(&dev->fetched, out->fetched, &out->fetched_ns);
+	return 0;
+}

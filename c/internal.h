@@ -292,10 +292,12 @@ struct obd_request {
 	struct obd_source *wait_src;
 	uint64_t wait_unit;       /* the unit that wakes it */
 	uint64_t deadline_ms;     /* 0: has not waited yet */
+	uint64_t began_ns;        /* 0: nobody takes its time */
 	int32_t miss_err;         /* why its wait failed */
 	uint32_t tries;           /* corrupt blocks asked for again */
 	uint32_t state;           /* REQ_*, see miss.c */
 	uint32_t held;            /* 1: holds a reference on dev */
+	uint32_t fetched;         /* 1: has waited for absent data */
 };
 OBD_HIDDEN bool obd_request_submit(struct obd_request *req);
 OBD_HIDDEN struct obd_device *obd_device_ref(struct obd_device *dev);
@@ -322,5 +324,6 @@ OBD_HIDDEN int obd_plane_remove(struct obd_watch *watch);
 OBD_HIDDEN int obd_plane_offload(struct obd_task *task);
 OBD_HIDDEN void obd_plane_stop(void);
 OBD_HIDDEN uint64_t obd_now_ms(void); /* CLOCK_MONOTONIC */
+OBD_HIDDEN uint64_t obd_now_ns(void);
 
 #endif

@@ -455,6 +455,9 @@ enum obd_settled obd_miss_settle(struct obd_request *req)
 			req->state = REQ_RUNNING;
 		} else {
 			obd_count(req->dev, ST_PARKED, 1);
+			if (!req->began_ns)
+				req->began_ns = obd_now_ns();
+			req->fetched = 1;
 			req->state = REQ_PARKED;
 			settled = SETTLED_PARKED;
 		}

@@ -409,6 +409,19 @@ struct obd_device_stats {    /* 96 bytes, running totals */
 OBD_API int32_t obd_device_stat(struct obd_device *dev,
 				struct obd_device_stats *out);
 
+/* How long reads took.  Bucket i counts those of at most 4^i us, the last one
+ * all that took longer.  Reads that waited for a fetch are all counted; of
+ * the others one in 16, as 16. */
+#define OBD_TIMES_BUCKETS 14u
+struct obd_read_times {      /* 240 bytes, running totals */
+	uint64_t local[14];      /* 0 */
+	uint64_t local_ns;       /* 112: of all of them together */
+	uint64_t fetched[14];    /* 120 */
+	uint64_t fetched_ns;     /* 232 */
+};
+OBD_API int32_t obd_device_times(struct obd_device *dev,
+				 struct obd_read_times *out);
+
 /* ---- trace: what a device read of its lowers ----------------------- */
 
 struct obd_trace_read {      /* 24 bytes */

@@ -61,6 +61,14 @@ uint64_t obd_now_ms(void)
 	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
+uint64_t obd_now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
 /* Starts a thread with a small stack and every signal blocked. */
 static int start_thread(pthread_t *thread, void *(*fn)(void *), void *arg)
 {

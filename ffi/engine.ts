@@ -918,6 +918,29 @@ export function deviceStats(device: Device): DeviceStats {
   };
 }
 
+/** How long reads took. */
+export interface ReadTimes {
+  /** reads of at most 4^i us; in the last one all that took longer */
+  buckets: number[];
+  /** all of them together */
+  seconds: number;
+}
+
+const TIMES_BUCKETS = 14;
+
+/** Reads of what was here, sampled, and those that waited for a fetch. */
+export function deviceTimes(
+  device: Device,
+): { local: ReadTimes; fetched: ReadTimes } {
+  const raw = new BigUint64Array(2 * (TIMES_BUCKETS + 1));
+  check(lib.obd_device_times(device.pointer, raw), "cannot get times");
+  const half = (at: number): ReadTimes => ({
+    buckets: [...raw.subarray(at, at + TIMES_BUCKETS)].map(Number),
+    seconds: Number(raw[at + TIMES_BUCKETS]) / 1e9,
+  });
+  return { local: half(0), fetched: half(TIMES_BUCKETS + 1) };
+}
+
 /** Reads `size` bytes at each offset, for the bench. */
 export async function readDeviceMany(
   device: Device,

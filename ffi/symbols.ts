@@ -687,6 +687,13 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_device_times: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "buffer", // struct obd_read_times *out
+    ],
+    result: "i32",
+  },
   obd_device_trace: {
     parameters: [
       "pointer", // struct obd_device *dev

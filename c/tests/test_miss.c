@@ -181,6 +181,47 @@ static void a_present_unit_is_read_without_the_queue(void)
 
 /* ---- answers ----------------------------------------------------------- */
 
+static uint64_t sum_of(const uint64_t *buckets)
+{
+	uint64_t sum = 0;
+
+	for (uint32_t i = 0; i < OBD_TIMES_BUCKETS; i++)
+		sum += buckets[i];
+	return sum;
+}
+
+static void reads_are_timed_by_where_they_came_from(void)
+{
+	struct remote r = remote_new(17, 4, FOREVER);
+	struct obd_read_times times;
+	struct reader rd;
+	uint8_t buf[512];
+
+	CHECK_EQ(obd_device_times(r.dev, &times), 0);
+	CHECK_EQ(sum_of(times.local) + sum_of(times.fetched), 0);
+	reader_start(&rd, r.dev, 0, 512);
+	wait_parked(r.dev, 1);
+	nanosleep(&(struct timespec){ .tv_nsec = 5000000 }, NULL);
+	fill_units(&r, 0, 1);
+	CHECK_EQ(reader_join(&rd), 0);
+	CHECK_EQ(obd_device_times(r.dev, &times), 0);
+	CHECK_EQ(sum_of(times.fetched), 1);
+	CHECK(times.fetched_ns >= 5000000);
+	/* 4^6 us is 4.1 ms: none of them was that fast. */
+	CHECK_EQ(sum_of(times.fetched) - times.fetched[13], 1);
+	for (int i = 0; i <= 6; i++)
+		CHECK_EQ(times.fetched[i], 0);
+	/* One in 16 is timed, and stands for as many. */
+	for (int i = 0; i < 160; i++)
+		CHECK_EQ(obd_device_read(r.dev, buf, 512, 0), 0);
+	CHECK_EQ(obd_device_times(r.dev, &times), 0);
+	CHECK_EQ(sum_of(times.local), 160);
+	CHECK(times.local_ns > 0 && times.local_ns < 160000000000);
+	CHECK_EQ(sum_of(times.fetched), 1);
+	free(rd.buf);
+	remote_free(&r);
+}
+
 static void a_failure_ends_the_request_and_is_not_remembered(void)
 {
 	struct remote r = remote_new(21, 4, FOREVER);
@@ -900,6 +941,7 @@ int main(void)
 	RUN(a_short_drain_leaves_the_rest_and_every_source_has_a_turn);
 	RUN(a_source_that_is_freed_leaves_the_queue);
 	RUN(a_present_unit_is_read_without_the_queue);
+	RUN(reads_are_timed_by_where_they_came_from);
 	RUN(a_failure_ends_the_request_and_is_not_remembered);
 	RUN(a_failure_ends_who_needs_the_unit_but_waits_for_another);
 	RUN(a_failed_unit_that_the_upper_hides_is_nobodys_business);
