@@ -5,13 +5,16 @@
  *
  * @module
  */
-import { fail, ok } from "node:assert/strict";
+import { equal, fail, ok } from "node:assert/strict";
+import { existsSync } from "node:fs";
 import { tempDir } from "../lib/env.ts";
 import { equalBytes } from "../lib/crash.ts";
 import { connectNbd, type NbdClient } from "../lib/nbd.ts";
 import { newUpper, writeConfig } from "../lib/product.ts";
 import { generator, noise } from "../lib/random.ts";
 import { startServer } from "../lib/server.ts";
+import { newSubject } from "../lib/snapshots.ts";
+import { DEV_ID, prepareNext, serveSnapshots } from "../lib/snapshot_server.ts";
 
 const SECTOR = 512;
 const SECTORS = 2048;
@@ -124,4 +127,55 @@ export async function killLoop(
     ok(acked > rounds * 10, `only ${acked} writes were acknowledged`);
     console.log(`${rounds} kills, ${acked} acknowledged writes, SEED=${seed}`);
   }
+}
+
+/**
+ * The same with snapshots under way: each is taken whole or not at all, and
+ * what was acknowledged is there in either case.
+ */
+export async function snapshotKillLoop(
+  { rounds, seed }: { rounds: number; seed: number },
+): Promise<void> {
+  const random = generator(seed);
+  using dir = tempDir();
+  const size = SECTORS * SECTOR;
+  const subject = await newSubject(dir, { size });
+  const ledger = new Ledger();
+  let [acked, taken, unfinished, nr] = [0, 0, 0, 0];
+  for (let round = 0; round <= rounds; round++) {
+    if (existsSync(`${subject.config}.snap`)) unfinished++;
+    await using served = await serveSnapshots(dir, subject.config);
+    using client = await connectNbd(served.socket, DEV_ID);
+    const disk = await client.read(0, size);
+    if (round === 0) ledger.known.set(disk);
+    ledger.settle(disk);
+    ok(!existsSync(`${subject.config}.snap`));
+    if (round === rounds) break;
+    const loading = load(client, ledger, random);
+    const dying = { now: false };
+    const snapshots = async () => {
+      while (!dying.now) {
+        const next = await prepareNext(
+          subject.config,
+          dir.file(`n${++nr}`),
+          { size, sparse: random() < 0.5 },
+        );
+        const answer = await served.snapshot(next).catch(() => undefined);
+        if (answer === undefined) return;
+        equal(answer.status, 200, answer.text);
+        taken++;
+      }
+    };
+    const asking = snapshots();
+    await new Promise((done) => setTimeout(done, 60 + random() * 160));
+    dying.now = true;
+    await served.server.stop("SIGKILL");
+    acked += await loading;
+    await asking;
+  }
+  ok(acked > rounds * 10, `only ${acked} writes were acknowledged`);
+  console.log(
+    `${rounds} kills, ${unfinished} of them amid a snapshot, ${taken} ` +
+      `snapshots, ${acked} acknowledged writes, SEED=${seed}`,
+  );
 }

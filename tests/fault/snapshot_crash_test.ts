@@ -394,3 +394,10 @@ Deno.test("random runs with snapshots, cut short anywhere", async () => {
   }
   console.log(`${runs} runs, ${total} states, SEED=${seed}`);
 });
+
+// ---- kill -9 --------------------------------------------------------
+
+Deno.test("kill -9 amid snapshots under NBD writes loses nothing acknowledged", async () => {
+  const { snapshotKillLoop } = await import("./kill_loop.ts");
+  await snapshotKillLoop({ rounds: numberFromEnv("KILLS", 6), seed });
+});

@@ -27,13 +27,17 @@ export interface Subject {
   taken(): void;
 }
 
-/** An image of one full lower and an empty upper. */
+/** Bytes of the lower: one record, whatever the disk's size. */
+const LOWER_MAX = 4 << 20;
+
+/** An image of one lower, full up to 4 MiB, and an empty upper. */
 export async function newSubject(
   dir: TempDir,
   { size, sparse = false }: { size: number; sparse?: boolean },
 ): Promise<Subject> {
   const lower = dir.file("lower");
-  Deno.writeFileSync(lower, encodeFullLayer(noise(3, size)));
+  const full = Math.min(size, LOWER_MAX);
+  Deno.writeFileSync(lower, encodeFullLayer(noise(3, full)));
   let nr = 0;
   let fresh: UpperPaths | undefined;
   const write: Subject["write"] = (path, lowers, upper) =>

@@ -3,7 +3,7 @@
  * The long forms of tests that `make test` runs short: more kills, more
  * states after power loss, more programs.
  */
-import { killLoop } from "../fault/kill_loop.ts";
+import { killLoop, snapshotKillLoop } from "../fault/kill_loop.ts";
 import { mustRun, ROOT } from "../lib/env.ts";
 import { chooseSeed, numberFromEnv } from "../lib/random.ts";
 
@@ -14,6 +14,12 @@ Deno.test("kill -9 of serve under NBD writes, many times", async () => {
   const seed = chooseSeed();
   console.log(`SEED=${seed}`);
   await killLoop({ rounds: 10 * TIMES, seed });
+});
+
+Deno.test("kill -9 amid snapshots under NBD writes, many times", async () => {
+  const seed = chooseSeed();
+  console.log(`SEED=${seed}`);
+  await snapshotKillLoop({ rounds: 20 * TIMES, seed });
 });
 
 async function again(
@@ -38,6 +44,14 @@ Deno.test("power loss in many random runs", async () => {
     RUNS: `${40 * TIMES}`,
     STATES: "200",
   });
+});
+
+Deno.test("power loss in many random runs with snapshots", async () => {
+  await again(
+    "tests/fault/snapshot_crash_test.ts",
+    "random runs with snapshots",
+    { RUNS: `${10 * TIMES}`, STATES: "60" },
+  );
 });
 
 Deno.test("many random programs against a plain array", async () => {
