@@ -103,7 +103,10 @@ function isHopeless(error: unknown): boolean {
   return error instanceof EngineError;
 }
 
-/** Shows a layer's local file in place of its blob. */
+/**
+ * Shows a layer's local file in place of its blob; nothing else changes the
+ * layers meanwhile.
+ */
 async function switchLayer(
   { layer }: Candidate,
   path: string,
@@ -116,14 +119,13 @@ async function switchLayer(
     local.close();
     return;
   }
-  stack.lowers[position] = local;
   try {
-    view.show(stack.lowers, stack.virtualSize);
+    await view.show(stack.lowers.with(position, local), stack.virtualSize);
   } catch (error) {
-    stack.lowers[position] = layer;
     local.close();
     throw error;
   }
+  stack.lowers[position] = local;
   view.retire(layer);
   log.info(`switch to localfile '${path}' success.`);
 }

@@ -220,9 +220,19 @@ async function fillThroughCache(options: FetchLayerOptions): Promise<void> {
   }
 }
 
-/** Waits until no other process brings the same layer. */
-async function lockFile(fd: number, signal: AbortSignal): Promise<void> {
+/**
+ * Waits until no other process brings the same layer.  Once it has, the file
+ * is that layer, and nobody's to be written.
+ */
+async function lockFile(
+  fd: number,
+  path: string,
+  signal: AbortSignal,
+): Promise<void> {
   while (!flock(fd, LOCK.EX | LOCK.NB)) await sleep(LOCK_POLL_MS, signal);
+  if (!isStill(fd, path)) {
+    throw new SourceError("EIO", `${path} is another file now`);
+  }
 }
 
 async function syncDir(dir: string): Promise<void> {
@@ -249,7 +259,7 @@ export async function fetchLayer(options: FetchLayerOptions): Promise<void> {
   let syncing: Promise<void> | undefined;
   try {
     const ofCache = blob.path === temp;
-    if (!ofCache) await lockFile(fd, signal);
+    if (!ofCache) await lockFile(fd, temp, signal);
     log.info(`download blob start. (${url})`);
     await (ofCache ? fillThroughCache(options) : fillFile(fd, options));
     log.info(`download blob done. (${temp})`);

@@ -32,8 +32,15 @@ export function sleep(ms: number, signal: AbortSignal): Promise<void> {
   });
 }
 
-/** Makes a flow that nothing has gone through yet. */
-export function createPace(now = () => performance.now()): Pace {
+/**
+ * Makes a flow that nothing has gone through yet.
+ *
+ * @param wait for tests: as {@linkcode sleep}
+ */
+export function createPace(
+  now = () => performance.now(),
+  wait = sleep,
+): Pace {
   /** when what has been taken so far is through, in ms */
   let through = 0;
   return {
@@ -42,8 +49,8 @@ export function createPace(now = () => performance.now()): Pace {
       if (perSecond <= 0) return;
       const from = Math.max(through, now());
       through = from + bytes / perSecond * 1000;
-      const wait = from - now();
-      if (wait > 0) await sleep(wait, signal);
+      const ms = from - now();
+      if (ms > 0) await wait(ms, signal);
     },
   };
 }

@@ -23,8 +23,8 @@ const BUSY_POLL_MS = 20;
 /** A device and the view that it shows. */
 export interface ShownView {
   readonly device: Device;
-  /** Shows these lowers, bottom first, from the next request on. */
-  show(lowers: readonly OpenLayer[], virtualSize: bigint): void;
+  /** Shows these lowers, bottom first, once they are merged. */
+  show(lowers: readonly OpenLayer[], virtualSize: bigint): Promise<void>;
   /** The same for a view that is made already and that `showIt` shows. */
   replace(next: View, showIt: () => void): void;
   /**
@@ -87,8 +87,8 @@ export function trackView(device: Device, first: View): ShownView {
   };
   return {
     device,
-    show(lowers, virtualSize) {
-      const next = buildView(lowers, virtualSize);
+    async show(lowers, virtualSize) {
+      const next = await buildViewAsync(lowers, virtualSize);
       replace(next, () => swapView(device, next));
     },
     replace,

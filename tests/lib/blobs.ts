@@ -32,8 +32,8 @@ export interface BlobServer extends AsyncDisposable {
   /** `repoBlobUrl` */
   readonly url: string;
   readonly requests: BlobRequest[];
-  /** Adds a file; returns its digest. */
-  add(path: string): string;
+  /** Adds a file; returns its digest, or the name that it is given. */
+  add(path: string, name?: string): string;
   /** Called for each request; what it gives is the answer. */
   intercept:
     | ((request: BlobRequest) => Promise<Response | undefined>)
@@ -75,8 +75,8 @@ export function startBlobServer(): BlobServer {
   const server: BlobServer = {
     url: `http://127.0.0.1:${http.addr.port}/v2/a/b/blobs`,
     requests,
-    add(path) {
-      const digest = `sha256:${sha256File(path)}`;
+    add(path, name) {
+      const digest = name ?? `sha256:${sha256File(path)}`;
       blobs.set(digest, Deno.readFileSync(path));
       return digest;
     },
@@ -155,11 +155,13 @@ export function openHost(
   url: string,
   cacheDir: string,
   refillSize = 65536,
+  cacheType = "file",
 ): Host {
   const client = createRegistryClient();
   const lines: string[] = [];
   const sources = createSources({
     openBlob: client.openBlob,
+    cacheType,
     cacheDir,
     refillSize,
     log: (line) => lines.push(line),
