@@ -7,6 +7,7 @@
 import { openAudit } from "../service/audit.ts";
 import { loadServiceConfig } from "../service/config.ts";
 import { openLog } from "../service/log.ts";
+import { watchReload } from "../service/reload.ts";
 import { createService } from "../service/service.ts";
 import { serveTcmu } from "../service/tcmu.ts";
 import { EXIT, ExitError, reason } from "./exit.ts";
@@ -40,7 +41,17 @@ export async function run(
   log.info(`using config ${loaded.path}`);
   for (const warning of loaded.warnings) log.warn(warning);
   using audit = openAudit(loaded.config, log);
-  const service = tried(() => createService({ loaded, log, audit }), refuse);
+  const service = tried(
+    () =>
+      createService({
+        loaded,
+        log,
+        audit,
+        openAudit: (config) => openAudit(config, log),
+      }),
+    refuse,
+  );
+  using _reload = watchReload(service);
   await serveTcmu(service, { signal: interrupt.signal });
   return EXIT.ok;
 }

@@ -5,20 +5,12 @@
  *
  * @module
  */
-import {
-  closeFd,
-  flock,
-  LOCK,
-  O,
-  openFd,
-  raiseNofile,
-} from "../../ffi/engine.ts";
+import { closeFd, O, openFd, raiseNofile } from "../../ffi/engine.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import {
   closeNetlink,
   drainCommands,
   drainEvents,
-  netlinkStats,
   newRing,
   openNetlink,
   replyEvent,
@@ -34,16 +26,17 @@ import {
   mapSize,
   setModule,
 } from "../device/tcmu/kernel.ts";
+import { scsiDevices } from "../device/tcmu/scsi_devices.ts";
 import { VERSION } from "../format/version.ts";
-import { lockHolder } from "../layer/upper.ts";
-import { serviceManager } from "./notify.ts";
+import { createDevices as devicesByRequest } from "./devices.ts";
+import { startHttp } from "./http.ts";
+import type { Logger } from "./log.ts";
+import { type Manager, serviceManager } from "./notify.ts";
 import type { Service } from "./service.ts";
 import { openTcmuImage } from "./tcmu_image.ts";
-
-/** The daemon cannot start. */
-export class TcmuError extends Error {
-  override readonly name = "TcmuError";
-}
+import { tcmuKind } from "./tcmu_kind.ts";
+import { lockHost, TcmuError } from "./tcmu_lock.ts";
+import { watchDisks, watchLost } from "./tcmu_watch.ts";
 
 /** How the daemon is run. */
 export interface TcmuOptions {
@@ -56,53 +49,6 @@ const NOFILE = 1_048_576;
 
 /** How long commands may take to end when the daemon does. */
 const GRACE_MS = 10_000;
-
-/** How often the kernel's devices are compared with ours. */
-const COMPARE_MS = 5000;
-
-/** True when a process has ended and only waits in the kernel. */
-function isDying(pid: number): boolean {
-  try {
-    const status = Deno.readTextFileSync(`/proc/${pid}/status`);
-    return /^State:\s*[ZX]/m.test(status);
-  } catch {
-    return false;
-  }
-}
-
-/**
- * Keeps a second daemon from taking the devices of the first.  The lock is on
- * the module's directory, which all containers of a host share.
- *
- * @throws {TcmuError} there is one, or no module
- */
-export function lockHost({ sys }: KernelPaths): Disposable {
-  const path = `${sys}/module/target_core_user`;
-  let fd: number;
-  try {
-    fd = openFd(path, O.RDONLY);
-  } catch (cause) {
-    throw new TcmuError(
-      "tcmulib init failed.: the module target_core_user is not loaded: " +
-        "`modprobe target_core_user`",
-      { cause },
-    );
-  }
-  if (flock(fd, LOCK.EX | LOCK.NB)) {
-    return { [Symbol.dispose]: () => closeFd(fd) };
-  }
-  const pid = lockHolder(path);
-  if (pid !== undefined && isDying(pid)) {
-    // It may wait for what only the next daemon can end.
-    return { [Symbol.dispose]: () => closeFd(fd) };
-  }
-  closeFd(fd);
-  throw new TcmuError(
-    `another overlaybd-tcmu serves this host's devices${
-      pid === undefined ? "" : `: process ${pid}`
-    }`,
-  );
-}
 
 /** Hands the commands of all rings to those who answer them. */
 function createRouter(): Disposable & Pick<Around, "route"> {
@@ -119,12 +65,30 @@ function createRouter(): Disposable & Pick<Around, "route"> {
   };
 }
 
+/**
+ * Opens `/dev/uioN`, which only one may have open: `detach` and `ls` look at
+ * it now and then.
+ */
+async function openUio(path: string): Promise<number> {
+  const TRIES = 10;
+  const PAUSE_MS = 50;
+  for (let left = TRIES;;) {
+    try {
+      return openFd(path, O.RDWR | O.NONBLOCK);
+    } catch (error) {
+      const busy = error instanceof EngineError && error.code === "EBUSY";
+      if (!busy || --left === 0) throw error;
+    }
+    await new Promise((done) => setTimeout(done, PAUSE_MS));
+  }
+}
+
 async function openRing(
   kernel: KernelPaths,
   ...[minor, device, options]: Parameters<Around["openRing"]>
 ) {
   const size = await mapSize(kernel, minor);
-  const fd = openFd(`${kernel.dev}/uio${minor}`, O.RDWR | O.NONBLOCK);
+  const fd = await openUio(`${kernel.dev}/uio${minor}`);
   try {
     return newRing(fd, size, device, options);
   } catch (error) {
@@ -136,45 +100,13 @@ async function openRing(
 /** Stops new events, and ends those that wait for a former daemon. */
 async function blockNetlink(
   kernel: KernelPaths,
-  log: Service["log"],
+  log: Logger,
 ): Promise<boolean> {
   log.info("blocking netlink");
   if (!await setModule(kernel, "block_netlink", true)) return false;
   log.info("resetting netlink");
   await setModule(kernel, "reset_netlink", true);
   return true;
-}
-
-/** Compares every few seconds, until disposed. */
-function watchKernel(
-  devices: TcmuDevices,
-  kernel: KernelPaths,
-  log: Service["log"],
-): Disposable {
-  let dropped = 0;
-  let running = false;
-  const look = async () => {
-    const { malformed, lost } = netlinkStats();
-    if (malformed + lost > dropped) {
-      log.warn(
-        `${malformed + lost - dropped} events of the kernel were lost: ` +
-          "whoever waits for their answers is told to try again",
-      );
-      dropped = malformed + lost;
-      if (await blockNetlink(kernel, log)) {
-        await setModule(kernel, "block_netlink", false);
-      }
-    }
-    await devices.compare();
-  };
-  const timer = setInterval(() => {
-    if (running) return;
-    running = true;
-    look()
-      .catch((error) => log.error(`cannot compare: ${reason(error)}`))
-      .finally(() => running = false);
-  }, COMPARE_MS);
-  return { [Symbol.dispose]: () => clearInterval(timer) };
 }
 
 /** Waits for the signal; what is registered keeps the process alive. */
@@ -194,7 +126,7 @@ function joinNetlink(): Disposable {
   return { [Symbol.dispose]: closeNetlink };
 }
 
-function raiseLimits(log: Service["log"]): void {
+function raiseLimits(log: Logger): void {
   try {
     const files = raiseNofile(NOFILE);
     if (files < NOFILE) log.warn(`at most ${files} files may be open`);
@@ -204,13 +136,43 @@ function raiseLimits(log: Service["log"]): void {
   }
 }
 
-/** Serves devices until the signal; then they are left to the next daemon. */
-async function serveDevices(
+/** Answers requests and looks after devices until the signal. */
+async function runUntil(
   service: Service,
+  devices: TcmuDevices,
+  manager: Manager,
   { signal, kernel = KERNEL }: TcmuOptions,
 ): Promise<void> {
   const { log } = service;
-  const manager = serviceManager(log.warn);
+  const scsi = scsiDevices(kernel);
+  let ready = true;
+  const http = await startHttp(service, {
+    devices: devicesByRequest(service, [tcmuKind(service, devices, scsi)]),
+    ready: () => ready,
+  });
+  const letGo = async () => {
+    if (!await blockNetlink(kernel, log)) return;
+    await setModule(kernel, "block_netlink", false);
+  };
+  using _lost = watchLost(devices, letGo, log);
+  using _disks = watchDisks(devices, scsi, log);
+  manager.ready();
+  await ended(signal);
+  log.info("sigint received");
+  ready = false;
+  manager.stopping();
+  // No device comes or goes by request any more.
+  await http.close();
+}
+
+/** Serves devices until the signal; then they are left to the next daemon. */
+async function serveDevices(
+  service: Service,
+  options: TcmuOptions,
+): Promise<void> {
+  const { log } = service;
+  const { kernel = KERNEL } = options;
+  using manager = serviceManager(log.warn);
   const blocked = await blockNetlink(kernel, log);
   log.info(`current version: overlaybd/${VERSION}`);
   using _netlink = joinNetlink();
@@ -226,12 +188,11 @@ async function serveDevices(
   if (blocked) await setModule(kernel, "block_netlink", false);
   using _events = onWake("event", () => drainEvents().forEach(devices.handle));
   devices.adopt();
-  using _watch = watchKernel(devices, kernel, log);
-  manager.ready();
-  await ended(signal);
-  log.info("sigint received");
-  manager.stopping();
-  await devices.close(GRACE_MS);
+  try {
+    await runUntil(service, devices, manager, options);
+  } finally {
+    await devices.close(GRACE_MS);
+  }
   log.info("main loop exited");
 }
 

@@ -52,6 +52,8 @@ export function openFailure(error: unknown): DeviceError {
 function showImage(served: ServedImage, service: Service): TcmuImage {
   const { image } = served;
   return {
+    id: served.id,
+    name: served.name,
     device: image.device,
     readonly: image.readonly,
     get size() {

@@ -66,6 +66,8 @@ function createWorld() {
     };
     shown.push(one);
     const image: TcmuImage = {
+      id: shown.length,
+      name: path,
       device,
       readonly: false,
       get size() {

@@ -8,7 +8,7 @@ import { openAudit } from "../../src/service/audit.ts";
 import { parseServiceConfig } from "../../src/service/config.ts";
 import { createLog } from "../../src/service/log.ts";
 import { createService, type Service } from "../../src/service/service.ts";
-import { lockHost, TcmuError } from "../../src/service/tcmu.ts";
+import { lockHost, TcmuError } from "../../src/service/tcmu_lock.ts";
 import { openFailure, openTcmuImage } from "../../src/service/tcmu_image.ts";
 import { type TempDir, tempDir } from "../lib/env.ts";
 import { newUpper } from "../lib/product.ts";

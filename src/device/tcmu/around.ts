@@ -18,6 +18,10 @@ export interface Lines {
 
 /** An open image, to be shown as a disk. */
 export interface TcmuImage {
+  /** of the service's image */
+  readonly id: number;
+  /** for lines about it */
+  readonly name: string;
   readonly device: Device;
   readonly readonly: boolean;
   /** bytes, a multiple of 512 */

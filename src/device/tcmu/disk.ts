@@ -16,8 +16,15 @@ import { refuse, type ScsiAnswer, SENSE } from "./sense.ts";
 
 /** A disk being served. */
 export interface Disk {
-  /** Makes it larger, and lets the initiator know. */
+  readonly image: TcmuImage;
+  /**
+   * Makes it larger, and lets the initiator know.
+   *
+   * @throws {DeviceError} it cannot be
+   */
   grow(size: bigint): Promise<void>;
+  /** Lets the initiator know that the image has grown. */
+  grown(): void;
   setWriteCache(on: boolean): void;
   /** serial that the initiator was told */
   readonly serial: string;
@@ -60,7 +67,9 @@ export async function serveDisk(
   const currentSerial = async () =>
     await configuredSerial(kernel, uio) || derived;
   const disk: ScsiDisk = {
-    sectors: image.size / 512n,
+    get sectors() {
+      return image.size / 512n;
+    },
     readonly: image.readonly,
     writeCache: image.writeCache,
     get discardsReadZero() {
@@ -120,7 +129,11 @@ export async function serveDisk(
     );
   });
 
+  const grown = () => ring.attention(CAPACITY_CHANGED);
+
   return {
+    image,
+    grown,
     async grow(size) {
       if (size % 512n !== 0n || size < image.size) {
         throw new DeviceError(
@@ -131,8 +144,7 @@ export async function serveDisk(
       }
       if (size === image.size) return;
       await image.grow(size);
-      disk.sectors = size / 512n;
-      ring.attention(CAPACITY_CHANGED);
+      grown();
     },
     setWriteCache(on) {
       if (on === disk.writeCache) return;

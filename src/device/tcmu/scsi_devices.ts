@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The SCSI devices that the kernel made of our disks on this host.
+ *
+ * @module
+ */
+import type { KernelPaths } from "./kernel.ts";
+
+/** SCSI devices by the serial of their disk. */
+export interface ScsiDevices {
+  /** How many there are now. */
+  count(serial: string): number;
+  /** `/dev/sdX` of one; undefined: it is no disk of this host. */
+  disk(serial: string): string | undefined;
+}
+
+/** What is in a directory of sysfs; nothing where there is none. */
+function namesIn(dir: string): string[] {
+  try {
+    return [...Deno.readDirSync(dir)].map(({ name }) => name);
+  } catch {
+    return [];
+  }
+}
+
+/** The serial that the kernel read from vital product data, or "". */
+function readSerial(device: string): string {
+  try {
+    const page = Deno.readFileSync(`${device}/vpd_pg80`);
+    return new TextDecoder().decode(page.subarray(4)).replace(/[\0 ]+$/, "");
+  } catch {
+    return "";
+  }
+}
+
+/**
+ * Looks into sysfs, anew after `maxAgeMs`.  A device's name is never used for
+ * another serial: hosts are numbered upwards.
+ */
+export function scsiDevices(
+  { sys }: Pick<KernelPaths, "sys">,
+  maxAgeMs = 1000,
+): ScsiDevices {
+  const dir = `${sys}/class/scsi_device`;
+  let serials = new Map<string, string>();
+  let readAt = -Infinity;
+  const current = () => {
+    if (performance.now() - readAt < maxAgeMs) return serials;
+    serials = new Map(
+      namesIn(dir).map((name) => [
+        name,
+        serials.get(name) || readSerial(`${dir}/${name}/device`),
+      ]),
+    );
+    readAt = performance.now();
+    return serials;
+  };
+  const find = (serial: string) =>
+    [...current()].filter(([, one]) => one === serial).map(([name]) => name);
+  return {
+    count: (serial) => find(serial).length,
+    disk(serial) {
+      for (const name of find(serial)) {
+        const [disk] = namesIn(`${dir}/${name}/device/block`);
+        if (disk !== undefined) return `/dev/${disk}`;
+      }
+      return undefined;
+    },
+  };
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Images as SCSI disks of this host, by request: the way through configfs
+ * that `overlaybd attach` takes.
+ *
+ * @module
+ */
+import { type AttachError, HBA, HOST } from "../device/tcmu/configfs.ts";
+import type { TcmuDevices } from "../device/tcmu/devices.ts";
+import type { Disk } from "../device/tcmu/disk.ts";
+import type { UioDevice } from "../device/tcmu/kernel.ts";
+import type { ScsiDevices } from "../device/tcmu/scsi_devices.ts";
+import { fullPath } from "../layer/files.ts";
+import { attach, detach } from "./attach.ts";
+import type { DeviceKind } from "./devices.ts";
+import { RequestError } from "./refusal.ts";
+import type { ServedImage, Service } from "./service.ts";
+
+/** A device as `overlaybd detach` is told it. */
+function idOf({ hba, name }: UioDevice): string {
+  return hba === HBA && name.startsWith("dev_")
+    ? name.slice("dev_".length)
+    : `user_${hba}/${name}`;
+}
+
+function refused(cause: AttachError): RequestError {
+  return new RequestError("invalid", cause.message, { cause });
+}
+
+/** Shows images of a service through the kernel. */
+export function tcmuKind(
+  service: Service,
+  devices: TcmuDevices,
+  scsi: ScsiDevices,
+): DeviceKind {
+  const find = (
+    served: ServedImage,
+  ): { uio: UioDevice; disk: Disk } | undefined => {
+    for (const { uio, disk } of devices.list()) {
+      if (disk?.image.id === served.id) return { uio, disk };
+    }
+    return undefined;
+  };
+  const log = (line: string) => service.log.info(line);
+  return {
+    transport: "tcmu",
+    async attach({ path, devId }) {
+      const config = devId === "" ? path : `${path};${devId}`;
+      const { signal } = new AbortController();
+      const made = await attach(HOST, { config, id: undefined, signal, log })
+        .catch((error) => {
+          throw refused(error);
+        });
+      const served = service.images().find((image) =>
+        image.transport === "tcmu" && image.devId === devId &&
+        fullPath(image.path) === made.config
+      );
+      if (served !== undefined) return served;
+      throw new RequestError("ending", `${made.disk} has gone already`);
+    },
+    async detach(served) {
+      const found = find(served);
+      if (found === undefined) return;
+      await detach(HOST, idOf(found.uio), log).catch((error) => {
+        throw refused(error);
+      });
+    },
+    shown: (served) => {
+      const disk = find(served)?.disk;
+      return {
+        address: disk === undefined ? undefined : scsi.disk(disk.serial),
+        clients: undefined,
+      };
+    },
+    resized: (served) => find(served)?.disk.grown(),
+  };
+}
