@@ -37,6 +37,7 @@ const RUNNERS: Runners = {
   zfile: () => import("./zfile.ts"),
   merge: () => import("./merge.ts"),
   resize: () => import("./resize.ts"),
+  image: () => import("./image.ts"),
   serve: () => import("./serve.ts"),
   ctl: () => import("./ctl.ts"),
   inspect: () => import("./inspect.ts"),

@@ -403,6 +403,53 @@ export const COMMANDS = {
     },
     examples: [["resize --config config.v1.json --size 128", "to 128 GiB"]],
   },
+  image: {
+    summary: "make the configuration of an image in a registry",
+    details:
+      "Asks the registry for the manifest, in an index for that of the " +
+      "platform, and prints the config.v1.json that opens the image. Without " +
+      "a registry REF means docker.io, without a tag `latest`. A scheme in " +
+      "front decides between https and http. Credentials and certificates are " +
+      "those of the service configuration.",
+    positionals: {
+      reference: {
+        kind: "text",
+        required: true,
+        help: "[REGISTRY/]NAME[:TAG|@DIGEST]",
+      },
+    },
+    options: {
+      output: {
+        names: ["--output", "-o"],
+        value: "FILE",
+        kind: "path",
+        help: "write the configuration there in place of printing it",
+      },
+      dir: {
+        names: ["--dir"],
+        value: "DIR",
+        kind: "path",
+        help: "give each layer a directory of its own below DIR, where a " +
+          "background download puts it",
+      },
+      platform: {
+        names: ["--platform"],
+        value: "OS/ARCH",
+        kind: "text",
+        help: "which manifest of an index, linux on this machine's " +
+          "architecture by default",
+      },
+      serviceConfig,
+      json,
+    },
+    examples: [
+      ["image overlaybd/redis:6.2.1_obd -o redis.json", "of Docker Hub"],
+      [
+        "image --json http://127.0.0.1:5000/app@sha256:…",
+        "with the manifest's digest",
+      ],
+    ],
+  },
   serve: {
     summary: "serve images over NBD",
     details: "One export for each image, named by its dev_id or else by the " +

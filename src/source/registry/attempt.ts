@@ -105,3 +105,29 @@ export async function untilAborted<T>(
     signal.removeEventListener("abort", onAbort);
   }
 }
+
+/**
+ * Tries until something succeeds or fails for good, for as long as one attempt
+ * may take in all.
+ *
+ * @param work may take this many ms
+ * @throws {SourceError} the last failure
+ */
+export async function tryAgain<T>(
+  ms: number,
+  signal: AbortSignal | undefined,
+  work: (ms: number) => Promise<T>,
+): Promise<T> {
+  const until = performance.now() + ms;
+  for (let n = 1;; n++) {
+    try {
+      return await work(Math.max(1, until - performance.now()));
+    } catch (error) {
+      if (!(error instanceof SourceError)) throw error;
+      const wait = backoff(n, error.retryAfterMs);
+      const over = performance.now() + wait >= until;
+      if (!error.retryable || n === TRIES || over) throw error;
+      await pause(wait, signal);
+    }
+  }
+}

@@ -8,7 +8,14 @@
  */
 import type { Bytes } from "../../../ffi/engine.ts";
 import { type Blob, type RangeBody, SourceError } from "../source.ts";
-import { type Attempt, backoff, newAttempt, pause, TRIES } from "./attempt.ts";
+import {
+  type Attempt,
+  backoff,
+  newAttempt,
+  pause,
+  TRIES,
+  tryAgain,
+} from "./attempt.ts";
 import { type BodyReader, bodyReader } from "./body.ts";
 import { lastWords, publicUrl } from "./errors.ts";
 import type { Peer } from "./peer.ts";
@@ -141,26 +148,12 @@ export function openRegistryBlob(
     }
   };
 
-  /** Attempts until one has an answer, for as long as one may take. */
-  const insist = async (
+  const insist = (
     at: number,
     length: number,
     signal: AbortSignal | undefined,
-  ): Promise<Part> => {
-    const until = performance.now() + parts.attemptMs;
-    for (let n = 1;; n++) {
-      const left = Math.max(1, until - performance.now());
-      try {
-        return await begin(at, length, left, signal);
-      } catch (error) {
-        if (!(error instanceof SourceError)) throw error;
-        const wait = backoff(n, error.retryAfterMs);
-        const over = performance.now() + wait >= until;
-        if (!error.retryable || n === TRIES || over) throw error;
-        await pause(wait, signal);
-      }
-    }
-  };
+  ): Promise<Part> =>
+    tryAgain(parts.attemptMs, signal, (ms) => begin(at, length, ms, signal));
 
   /** What reading a part threw, or that it ended early. */
   const cut = (part: Part, at: number, cause: unknown): SourceError => {

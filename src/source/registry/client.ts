@@ -8,10 +8,9 @@
 import { ANONYMOUS, type Credentials } from "../credential/credential.ts";
 import { type Blob, SourceError } from "../source.ts";
 import { createAuth } from "./auth.ts";
-import { openRegistryBlob } from "./blob.ts";
+import { type BlobParts, openRegistryBlob } from "./blob.ts";
 import { createHosts } from "./hosts.ts";
 import type { Peer } from "./peer.ts";
-import type { RequestParts } from "./request.ts";
 import { createTransport, type TransportOptions } from "./transport.ts";
 
 /** How long one attempt may take. */
@@ -37,7 +36,7 @@ export interface RegistryClient extends Disposable {
    */
   openBlob(url: string, peer?: Peer): Blob;
   /** for other requests over the same connections */
-  readonly parts: RequestParts;
+  readonly parts: BlobParts;
   close(): void;
 }
 
