@@ -694,6 +694,51 @@ export const COMMANDS = {
       ["config show overlaybd.json", "every value that counts"],
     ],
   },
+  cache: {
+    summary: "look at the cache of remote layers, check it, make room in it",
+    details: "ls: every blob and how much of it is here; stat: the whole; " +
+      "verify: sha256 of blobs that are whole, wrong ones are dropped (exit " +
+      "code 2); prune: drops the blobs named, or what was used longest ago; " +
+      "pin and unpin: what is pinned is not evicted. While a service holds " +
+      "the cache it is asked.",
+    positionals: {
+      action: {
+        kind: "text",
+        required: true,
+        choices: ["ls", "stat", "verify", "prune", "pin", "unpin"],
+        help: "ls, stat, verify, prune, pin or unpin",
+      },
+      names: {
+        kind: "text",
+        many: true,
+        help: "blobs, sha256:HEX; all of them by default",
+      },
+    },
+    options: {
+      to: {
+        names: ["--to"],
+        value: "GIB",
+        kind: "text",
+        help: "prune: how much may stay, by default 90 % of cacheSizeGB",
+      },
+      serviceConfig,
+      json,
+    },
+    examples: [
+      ["cache ls", "digest, size, how much is here, last use"],
+      ["cache prune --to 0", "everything that is not pinned or in use"],
+    ],
+  },
+  pull: {
+    summary: "fetch all of an image's remote layers into the cache",
+    details: "What is here already is not fetched again. Each layer's sha256 " +
+      "is checked once it is whole.",
+    positionals: {
+      config: { kind: "path", required: true, help: "image configuration" },
+    },
+    options: { serviceConfig, json },
+    examples: [["pull config.v1.json", "what was fetched, layer by layer"]],
+  },
   completion: {
     summary: "print a completion script for a shell",
     positionals: {

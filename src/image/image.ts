@@ -182,10 +182,11 @@ async function openRemote(
   const url = `${config.repoBlobUrl.replace(/\/?$/, "/")}${lower.digest}`;
   try {
     const { dir, size } = lower;
-    using held = await sources.open(url, { dir, size });
+    const about = { dir, size };
+    using held = await sources.open(url, about);
     for (let left = REMOTE_TRIES;;) {
       try {
-        const blob = await sources.open(url);
+        const blob = await sources.open(url, about);
         const layer = await openRemoteLayer(blob);
         const { digest } = lower;
         return { ...layer, remote: { url, blob, digest, dir, nr: opened++ } };

@@ -78,3 +78,14 @@ export interface Blob {
    */
   range(at: number, length: number, signal?: AbortSignal): Promise<RangeBody>;
 }
+
+/**
+ * The blob that a URL names, by its last component.
+ *
+ * @throws {SourceError} EINVAL: that is no name
+ */
+export function blobName(url: string): string {
+  const name = url.slice(url.lastIndexOf("/") + 1).replace(/[?#].*$/, "");
+  if (/^[A-Za-z0-9][A-Za-z0-9:._-]*$/.test(name)) return name;
+  throw new SourceError("EINVAL", `cannot open ${url}: bad blob name`);
+}

@@ -6,6 +6,7 @@
  * @module
  */
 import type { CachedBlob } from "./cache/blob.ts";
+import { type CacheManager, createManager } from "./cache/manage.ts";
 import { createPool, type EvictionReport, type Pool } from "./cache/pool.ts";
 import { createScheduler } from "./cache/schedule.ts";
 import { createSpillBudget } from "./cache/spill.ts";
@@ -16,7 +17,7 @@ import {
   type Shared,
 } from "./cache/store.ts";
 import type { Peer } from "./registry/peer.ts";
-import { type Blob, SourceError } from "./source.ts";
+import { type Blob, blobName, SourceError } from "./source.ts";
 
 /** One operation for the audit file (spec/service-config.md, section 5). */
 export interface SourceAudit {
@@ -66,6 +67,8 @@ export interface OpenBlobOptions {
 /** Blobs that images read from. */
 export interface SourceSet extends AsyncDisposable {
   readonly pool: Pool;
+  /** what an operator may ask of the cache */
+  readonly manager: CacheManager;
   /**
    * Opens a blob; everybody who opens one name shares it.
    *
@@ -74,7 +77,7 @@ export interface SourceSet extends AsyncDisposable {
    */
   open(url: string, options?: OpenBlobOptions): Promise<CachedBlob>;
   /** the open blobs, by name; those of peers by another */
-  blobs(): Promise<Map<string, OpenedBlob>>;
+  blobs(): Map<string, OpenedBlob>;
   /** Ends all fetches; resolves when every file is left as it should be. */
   close(): Promise<void>;
 }
@@ -89,19 +92,14 @@ const GIB = 2 ** 30;
 /** An open blob and how many use it. */
 interface User {
   opening: Promise<OpenedBlob>;
+  /** once it is open */
+  opened: OpenedBlob | undefined;
   users: number;
   stop: AbortController;
 }
 
 function why(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
-}
-
-/** The blob that a URL names, by its last component. */
-function nameOf(url: string): string {
-  const name = url.slice(url.lastIndexOf("/") + 1).replace(/[?#].*$/, "");
-  if (/^[A-Za-z0-9][A-Za-z0-9:._-]*$/.test(name)) return name;
-  throw new SourceError("EINVAL", `cannot open ${url}: bad blob name`);
 }
 
 /** Makes the sources of a host's images. */
@@ -111,13 +109,33 @@ export function createSources(options: SourceSetOptions): SourceSet {
   if (options.cacheType === "ocf") {
     log("WARNING cacheType ocf: the file cache is used in its place");
   }
+  const capacity = inLayers ? undefined : options.cacheSize;
+  let manager: CacheManager | undefined;
   const pool = createPool({
     dir: cacheDir,
-    capacity: inLayers ? undefined : options.cacheSize,
+    capacity,
     floor: options.diskFloor ?? GIB,
     log,
     onEviction: (report) => options.onEviction?.(report),
+    onHold: () => listen(),
   });
+  let control: Promise<{ close(): void } | undefined> | undefined;
+  /** Who holds the directory answers for it. */
+  const listen = () => {
+    control ??= (async () => {
+      try {
+        const { controlPath, serveControl } = await import(
+          "./cache/control.ts"
+        );
+        return ended
+          ? undefined
+          : serveControl(controlPath(pool.stateDir), set.manager);
+      } catch (error) {
+        log(`WARNING no command can ask for ${cacheDir}: ${why(error)}`);
+        return undefined;
+      }
+    })();
+  };
   const shared: Shared = {
     unit,
     scheduler: createScheduler(options.maxRequests ?? MAX_REQUESTS, SHARE),
@@ -243,24 +261,32 @@ export function createSources(options: SourceSetOptions): SourceSet {
     };
   };
 
-  const close = async () => {
+  let closed: Promise<void> | undefined;
+  const close = () => closed ??= closeAll();
+  const closeAll = async () => {
     ended = true;
     for (const [name, user] of open) end(name, user);
     await Promise.all(closing.values());
+    (await control)?.close();
     pool.close();
   };
-  return {
+  const set: SourceSet = {
     pool,
+    get manager() {
+      return manager ??= createManager(set, { unit, capacity });
+    },
     async open(url, about = {}) {
       const { peer } = about;
-      const name = nameOf(url);
+      const name = blobName(url);
       const key = peer === undefined ? name : `${name} by ${peer.address}`;
       if (ended) throw new SourceError("EIO", `cannot open ${url}: closed`);
       let user = open.get(key);
       if (user === undefined) {
         const stop = new AbortController();
         const opening = openOne(url, name, about, stop.signal);
-        user = { opening, users: 0, stop };
+        const fresh: User = { opening, opened: undefined, users: 0, stop };
+        opening.then((opened) => fresh.opened = opened, () => {});
+        user = fresh;
         open.set(key, user);
       } else {
         user.opening.then(
@@ -288,10 +314,9 @@ export function createSources(options: SourceSetOptions): SourceSet {
         signal?.removeEventListener("abort", abort);
       }
     },
-    async blobs() {
+    blobs() {
       const all = new Map<string, OpenedBlob>();
-      for (const [name, { opening }] of open) {
-        const opened = await opening.catch(() => undefined);
+      for (const [name, { opened }] of open) {
         if (opened !== undefined) all.set(name, opened);
       }
       return all;
@@ -299,4 +324,5 @@ export function createSources(options: SourceSetOptions): SourceSet {
     close,
     [Symbol.asyncDispose]: close,
   };
+  return set;
 }

@@ -378,7 +378,7 @@ Deno.test("a raw blob that is damaged on disk is found when it is whole, and fet
   pwriteFd(fd, new Uint8Array([1, 2, 3]), 2 * UNIT + 77);
   closeFd(fd);
   await blob.prefetch(0, blob.size);
-  const opened = (await sources.blobs()).get(name);
+  const opened = sources.blobs().get(name);
   assert.equal(await opened?.digest(), undefined);
   assert.match(lines.join("\n"), /ERROR .* all of it is fetched again/);
   assert.deepEqual(await readBlob(sources, url), content);

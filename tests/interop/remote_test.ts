@@ -6,91 +6,30 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { faultIo, IO, readDevice } from "../../ffi/engine.ts";
+import {
+  type Bytes,
+  closeFd,
+  faultIo,
+  IO,
+  O,
+  openFd,
+  pwriteFd,
+  readDevice,
+} from "../../ffi/engine.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
 import { ImageError, openImage } from "../../src/image/image.ts";
 import { createRegistryClient } from "../../src/source/registry/client.ts";
 import { createSources } from "../../src/source/sources.ts";
-import {
-  mustRun,
-  mustTool,
-  sha256File,
-  type TempDir,
-  tempDir,
-} from "../lib/env.ts";
-import { newUpper, openDisk } from "../lib/product.ts";
+import { mustRun, sha256File, type TempDir, tempDir } from "../lib/env.ts";
+import { makeLayer, serveBlob, SIZE } from "../lib/remote.ts";
 import { startServer } from "../lib/server.ts";
-
-const SIZE = 8 << 20;
-
-/** Serves one file by range, as told. */
-function serveBlob(path: string) {
-  const bytes = Deno.readFileSync(path);
-  const state = { requests: 0, status: 206, damage: 0 };
-  const server = Deno.serve(
-    { port: 0, hostname: "127.0.0.1", onListen: () => {} },
-    (request) => {
-      state.requests++;
-      if (state.status !== 206) {
-        return new Response("no", { status: state.status });
-      }
-      const [, a, b] =
-        /bytes=(\d+)-(\d+)/.exec(request.headers.get("range") ?? "") ?? [];
-      const from = Number(a);
-      const to = Math.min(Number(b), bytes.length - 1);
-      const body = bytes.slice(from, to + 1);
-      if (state.damage > 0 && body.length > 1) {
-        state.damage--;
-        body.fill(0xaa);
-      }
-      return new Response(body, {
-        status: 206,
-        headers: { "content-range": `bytes ${from}-${to}/${bytes.length}` },
-      });
-    },
-  );
-  return {
-    state,
-    url: `http://127.0.0.1:${server.addr.port}/v2/a/b/blobs`,
-    [Symbol.asyncDispose]: () => server.shutdown(),
-  };
-}
-
-/** A committed layer with pseudo-random data, and what its disk holds. */
-async function makeLayer(
-  dir: TempDir,
-  options: { zfile: boolean; tar: boolean },
-): Promise<{ path: string; content: Uint8Array }> {
-  const upper = await newUpper(dir.file("up"), { size: SIZE });
-  const content = new Uint8Array(SIZE);
-  let x = 1;
-  for (let i = 0; i < SIZE; i += 1) {
-    x = (x * 1103515245 + 12345) & 0x7fffffff;
-    content[i] = x >> 16;
-  }
-  {
-    await using disk = await openDisk({ lowers: [], upper });
-    for (let at = 0; at < SIZE; at += 1 << 20) {
-      disk.write(at, content.slice(at, at + (1 << 20)));
-    }
-  }
-  const path = dir.file("layer");
-  await mustTool("overlaybd-commit", [
-    ...(options.zfile ? ["-z"] : []),
-    ...(options.tar ? ["-t"] : []),
-    upper.data,
-    upper.index,
-    path,
-  ]);
-  return { path, content };
-}
 
 async function withImage(
   dir: TempDir,
   url: string,
   layer: string,
   work: (
-    read: (at: number, n: number) => Promise<Uint8Array>,
+    read: (at: number, n: number) => Promise<Bytes>,
   ) => Promise<void>,
   log: (line: string) => void = () => {},
 ): Promise<void> {
@@ -159,6 +98,28 @@ Deno.test("a damaged block of a ZFile is fetched again", async () => {
     assert.equal(server.state.damage, 0);
   });
 });
+
+for (const where of ["header", "block"] as const) {
+  Deno.test(`a damaged ${where} of a ZFile in the cache is fetched again`, async () => {
+    using dir = tempDir();
+    const { path, content } = await makeLayer(dir, { zfile: true, tar: true });
+    await using server = serveBlob(path);
+    const readAll = async (read: (at: number, n: number) => Promise<Bytes>) =>
+      assert.deepEqual(await read(0, SIZE / 2), content.slice(0, SIZE / 2));
+    await withImage(dir, server.url, path, readAll);
+    const kept = `${dir.file("cache")}/sha256:${sha256File(path)}`;
+    const fd = openFd(kept, O.RDWR);
+    pwriteFd(
+      fd,
+      new Uint8Array(16).fill(0x5a),
+      where === "header" ? 1536 : 1 << 20,
+    );
+    closeFd(fd);
+    const before = server.state.requests;
+    await withImage(dir, server.url, path, readAll);
+    assert(server.state.requests > before);
+  });
+}
 
 Deno.test("reads wait through an outage", async () => {
   using dir = tempDir();

@@ -29,6 +29,8 @@ export interface PoolOptions {
   floor: number;
   log: (line: string) => void;
   onEviction: (report: EvictionReport) => void;
+  /** the directory is held from now on */
+  onHold: () => void;
 }
 
 /** A file of the directory. */
@@ -62,6 +64,8 @@ export interface Pool {
   /** Evicts down to `target` bytes, whatever the limits say. */
   prune(target: number): Promise<EvictionReport>;
   files(): Promise<PoolFile[]>;
+  /** when a blob was closed last, in ms since 1970; 0: nobody knows */
+  lastUse(name: string): number;
   pins(): Set<string>;
   pin(name: string, on: boolean): void;
   /** bytes free on the file system */
@@ -166,6 +170,7 @@ export function createPool(options: PoolOptions): Pool {
         lock = { fd, inode: Deno.statSync(dir).ino };
         saidHeld = false;
         makeStateDir();
+        options.onHold();
         return true;
       }
       if (!saidHeld) {
@@ -211,12 +216,11 @@ export function createPool(options: PoolOptions): Pool {
     const { bavail, bsize } = await statfs(dir);
     return bavail * bsize;
   };
-  const lastUse = ({ name, lastUsed }: PoolFile): number => {
+  const lastUse = (name: string): number => {
     try {
-      const { mtime } = Deno.statSync(statePath(name));
-      return Math.max(lastUsed, mtime?.getTime() ?? 0);
+      return Deno.statSync(statePath(name)).mtime?.getTime() ?? 0;
     } catch {
-      return lastUsed;
+      return 0;
     }
   };
   /** What is not ours is counted and stays. */
@@ -225,7 +229,7 @@ export function createPool(options: PoolOptions): Pool {
       if (!isDigest(file.name) || open.has(file.name)) continue;
       if (pins().has(file.name) || file.bytes === 0) continue;
       yield {
-        lastUsed: lastUse(file),
+        lastUsed: Math.max(file.lastUsed, lastUse(file.name)),
         bytes: file.bytes,
         evict() {
           // It may have been opened since.
@@ -354,6 +358,7 @@ export function createPool(options: PoolOptions): Pool {
         return { byCache: bytes, byDisk: 0, bytes };
       }),
     files: () => walk(dir),
+    lastUse,
     pins,
     pin(name, on) {
       const path = `${stateDir}/${name}${PIN}`;

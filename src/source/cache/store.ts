@@ -49,6 +49,10 @@ export interface OpenedBlob {
    * @throws {EngineError} it cannot be read
    */
   digest(signal?: AbortSignal): Promise<string | undefined>;
+  /** the digest is known to be right */
+  verified(): boolean;
+  /** the digest that was found in its place, if it was wrong */
+  wrong(): string | undefined;
   /** Ends it; the file is left so that it is believed. */
   close(): Promise<void>;
 }
@@ -107,6 +111,7 @@ export async function openKept(
   let head: RangeBody | undefined;
   let blob: OwnedBlob;
   let verified = false;
+  let wrong: string | undefined;
   let changed = false;
   const onChange = (size: number) => {
     if (changed) return;
@@ -174,6 +179,7 @@ export async function openKept(
       if (!isWhole()) return;
       verified = digest === name;
       if (verified) return;
+      wrong = digest;
       log(`ERROR ${origin.name} is ${digest}: all of it is fetched again`);
       blob.forget();
     } catch (error) {
@@ -197,6 +203,8 @@ export async function openKept(
   };
   return {
     blob,
+    verified: () => verified,
+    wrong: () => wrong,
     async digest(within) {
       if (!isWhole()) return undefined;
       await checking;
@@ -248,6 +256,8 @@ export async function openPast(
     return {
       blob,
       digest: () => Promise.resolve(undefined),
+      verified: () => false,
+      wrong: () => undefined,
       async close() {
         await blob.settle();
         blob.close();

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The cache for a command: its own while nobody holds it, else through the
+ * process that does.
+ *
+ * @module
+ */
+import type { ServiceConfig } from "../service/config.ts";
+import { openRegistry } from "../service/registry.ts";
+import { fileInfo } from "../layer/files.ts";
+import type { CacheManager } from "../source/cache/manage.ts";
+import { stateDirOf } from "../source/cache/pool.ts";
+import { createSources } from "../source/sources.ts";
+
+/** Says a warning on stderr, but not that another process has the cache. */
+function warn(line: string): void {
+  if (!/another process uses the cache/.test(line)) console.error(line);
+}
+
+/**
+ * Runs `work` with the configured cache.
+ *
+ * @param options `mustExist`: a directory that is not there is not made
+ * @throws {Error} nobody can use it
+ */
+export async function withCache<T>(
+  settings: ServiceConfig,
+  options: { mustExist: boolean },
+  work: (manager: CacheManager) => Promise<T>,
+): Promise<T> {
+  const { cacheDir, cacheType, cacheSizeGB, refillSize } = settings.cacheConfig;
+  const missing = fileInfo(cacheDir) === undefined;
+  if (options.mustExist && missing) {
+    throw new Error(`cannot use the cache: there is no directory ${cacheDir}`);
+  }
+  using client = openRegistry(() => settings, warn);
+  await using sources = createSources({
+    openBlob: client.openBlob,
+    cacheType,
+    cacheDir,
+    cacheSize: cacheSizeGB * 2 ** 30,
+    refillSize,
+    log: warn,
+  });
+  if (cacheType === "download" || sources.pool.hold()) {
+    return await work(sources.manager);
+  }
+  const { controlPath, remoteManager } = await import(
+    "../source/cache/control.ts"
+  );
+  return await work(remoteManager(controlPath(stateDirOf(cacheDir))));
+}
