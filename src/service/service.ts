@@ -8,6 +8,7 @@
  */
 import {
   decodeImageConfig,
+  type DownloadConfig,
   type ImageConfig,
   readConfigBytes,
   readImageConfig,
@@ -20,7 +21,12 @@ import { connectPeer } from "../source/registry/peer.ts";
 import { createSources, type SourceSet } from "../source/sources.ts";
 import { openRegistry } from "./registry.ts";
 import { type Audit, changingAudit } from "./audit.ts";
-import type { LoadedConfig, ServiceConfig } from "./config.ts";
+import {
+  type LoadedConfig,
+  loadServiceConfig,
+  parseServiceConfig,
+  type ServiceConfig,
+} from "./config.ts";
 import type { Logger, ServiceLog } from "./log.ts";
 import { createMeter, type Meters } from "./metrics.ts";
 import { writeResult } from "./result.ts";
@@ -138,6 +144,23 @@ async function sourcesFor(
   }
 }
 
+/**
+ * `download` for images without their own, as the file has it by now
+ * (spec/image.md, section 1); defaults where it cannot be read.
+ */
+async function downloadNow(
+  { path }: LoadedConfig,
+  about: Logger,
+): Promise<DownloadConfig> {
+  try {
+    return (await loadServiceConfig(path)).config.download;
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error);
+    about.warn(`no background download: ${why}`);
+    return parseServiceConfig({}, path).config.download;
+  }
+}
+
 /** Makes a service; nothing is open yet. */
 export function createService(parts: ServiceParts): Service {
   const { loaded: started, log } = parts;
@@ -180,8 +203,10 @@ export function createService(parts: ServiceParts): Service {
       image = await openImage(config, {
         deadlineMs: loaded.config.readDeadlineSeconds * 1000,
         sources: await sourcesFor(loaded.config, sources, about),
-        download: settings.download,
-        prefetchConcurrency: settings.prefetchConfig.concurrency,
+        download: config.download === undefined
+          ? await downloadNow(loaded, about)
+          : loaded.config.download,
+        prefetchConcurrency: loaded.config.prefetchConfig.concurrency,
         log: about,
         audit,
       });

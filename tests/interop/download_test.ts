@@ -12,6 +12,10 @@ import { closeFd, faultIo, IO, O, openFd } from "../../ffi/engine.ts";
 import type { DownloadConfig } from "../../src/image/config.ts";
 import type { OpenImage } from "../../src/image/image.ts";
 import type { ImageAudit } from "../../src/image/log.ts";
+import { openAudit } from "../../src/service/audit.ts";
+import { loadServiceConfig } from "../../src/service/config.ts";
+import { createLog } from "../../src/service/log.ts";
+import { createService } from "../../src/service/service.ts";
 import { presentUnits } from "../../src/source/cache/file.ts";
 import {
   type BlobRequest,
@@ -589,6 +593,49 @@ Deno.test("the image's own settings take the place of the service's as a whole",
     /delay 10[0-3]\d, maxMBps 100, tryCnt 7, blockSize 262144$/,
   );
   assert(on.background.download !== undefined);
+});
+
+Deno.test("the service's settings count as its file has them when an image is opened", async () => {
+  await using setup = await setUp();
+  const path = setup.dir.file("overlaybd.json");
+  const write = (download: unknown) =>
+    Deno.writeTextFileSync(
+      path,
+      JSON.stringify({
+        cacheConfig: { cacheType: "file", cacheDir: setup.dir.file("cache") },
+        ...{ enableAudit: false, download },
+      }),
+    );
+  write({ enable: false });
+  const loaded = await loadServiceConfig(path);
+  const lines: string[] = [];
+  const log = createLog({
+    write: ({ text }) => lines.push(text),
+    [Symbol.dispose]() {},
+  }, 0);
+  const service = createService({
+    ...{ loaded, log, audit: openAudit(loaded.config, log) },
+  });
+  const image = (name: string, more: Record<string, unknown> = {}) => {
+    const config = setup.dir.file(name);
+    Deno.writeTextFileSync(
+      config,
+      JSON.stringify({
+        ...{ repoBlobUrl: setup.server.url, lowers: [setup.lower], ...more },
+      }),
+    );
+    return service.open({ path: config, devId: "", transport: "nbd" });
+  };
+  const downloads = async (name: string, more?: Record<string, unknown>) =>
+    (await image(name, more)).image.background.download !== undefined;
+  assert.equal(await downloads("a"), false);
+  write({ enable: true, delay: 1000 });
+  assert.equal(await downloads("b"), true);
+  assert.equal(await downloads("c", { download: {} }), false);
+  Deno.writeTextFileSync(path, "{ no JSON");
+  assert.equal(await downloads("d"), false);
+  assert.match(lines.join("\n"), /no background download: .*overlaybd.json/);
+  await service.close();
 });
 
 Deno.test("cacheType download: the cache's own file is completed, and is the layer then", async () => {
