@@ -7,7 +7,7 @@
  * @module
  */
 import { fileInfo } from "../layer/files.ts";
-import type { ImageConfig, LowerConfig } from "./config.ts";
+import { dataLowers, type ImageConfig, type LowerConfig } from "./config.ts";
 import { ImageError, localFile, MAX_LOWERS } from "./image.ts";
 
 /** A live snapshot cannot be taken; the image is as it was. */
@@ -48,11 +48,6 @@ export function isSameFile(a: string, b: string): boolean {
   return one !== undefined && one.dev === other?.dev && one.ino === other.ino;
 }
 
-/** The lowers that are opened: one of an acceleration layer is not. */
-function openedLowers(config: ImageConfig): readonly LowerConfig[] {
-  return config.accelerationLayer ? config.lowers.slice(0, -1) : config.lowers;
-}
-
 function isSameLower(old: LowerConfig, next: LowerConfig): boolean {
   const { targetFile, targetDigest, gzipIndex } = old;
   if (
@@ -90,7 +85,7 @@ export function checkSuccessor(old: ImageConfig, next: ImageConfig): void {
         "be opened",
     );
   }
-  const lowers = openedLowers(old);
+  const lowers = dataLowers(old);
   if (lowers.length + 1 > MAX_LOWERS) {
     throw new SnapshotError(
       `the image has ${lowers.length} lowers, and at most ${MAX_LOWERS} can ` +

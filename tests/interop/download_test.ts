@@ -8,10 +8,18 @@
  */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
-import { closeFd, faultIo, IO, O, openFd } from "../../ffi/engine.ts";
+import {
+  closeFd,
+  faultIo,
+  IO,
+  O,
+  openFd,
+  writeDevice,
+} from "../../ffi/engine.ts";
 import type { DownloadConfig } from "../../src/image/config.ts";
 import type { OpenImage } from "../../src/image/image.ts";
 import type { ImageAudit } from "../../src/image/log.ts";
+import { snapshotImage } from "../../src/image/snapshot.ts";
 import { openAudit } from "../../src/service/audit.ts";
 import { loadServiceConfig } from "../../src/service/config.ts";
 import { createLog } from "../../src/service/log.ts";
@@ -30,6 +38,7 @@ import {
   until,
 } from "../lib/blobs.ts";
 import { mustRun, sha256File, type TempDir, tempDir } from "../lib/env.ts";
+import { newUpper } from "../lib/product.ts";
 import { startServer } from "../lib/server.ts";
 
 const MIB = 1 << 20;
@@ -444,6 +453,53 @@ Deno.test("a read that waits for its registry survives the switch", async () => 
   assert.equal((await host.sources.blobs()).size, 1, "it is still used");
   block.open();
   assert.deepEqual(await waiting, CONTENT.slice(3 * MIB, 3 * MIB + 4096));
+});
+
+Deno.test("a snapshot and a switch, in either order and at once: every byte stays", async () => {
+  for (const order of ["snapshot", "switch", "both"] as const) {
+    await using setup = await setUp();
+    await using host = setup.host("cache");
+    const upper = await newUpper(setup.dir.file("up"), { size: SIZE });
+    const fresh = await newUpper(setup.dir.file("up2"), { size: SIZE });
+    const config = {
+      ...{ repoBlobUrl: setup.server.url, lowers: [setup.lower], upper },
+    };
+    const path = setup.dir.file("config.v1.json");
+    const next = setup.dir.file("next.json");
+    Deno.writeTextFileSync(path, JSON.stringify(config));
+    Deno.writeTextFileSync(
+      next,
+      JSON.stringify({
+        ...config,
+        lowers: [setup.lower, { file: upper.data }],
+        upper: fresh,
+      }),
+    );
+    await using image = await host.open(config, {
+      download: settings({ delay: order === "snapshot" ? 1 : 0 }),
+    });
+    const expected = CONTENT.slice();
+    const write = (at: number, seed: number) => {
+      const bytes = noise(seed, MIB);
+      writeDevice(image.device, bytes, at);
+      expected.set(bytes, at);
+    };
+    write(MIB, 21);
+    const { download } = image.background;
+    if (order === "switch") await download?.ended;
+    const taken = snapshotImage(image, path, next);
+    if (order === "snapshot") await taken;
+    await Promise.all([taken, download?.ended]);
+    write(MIB + MIB / 2, 22);
+    assert(isLocal(image));
+    assert.equal(image.stack.lowers.length, 2);
+    for (let at = 0; at < SIZE; at += MIB) {
+      assert.deepEqual(
+        await readImage(image, at, MIB),
+        expected.slice(at, at + MIB),
+      );
+    }
+  }
 });
 
 Deno.test("an image that closes during its download does not wait for the server", async () => {

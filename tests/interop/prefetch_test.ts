@@ -7,7 +7,7 @@
  */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
-import { crc32c, faultIo, IO } from "../../ffi/engine.ts";
+import { crc32c, faultIo, IO, readDeviceSync } from "../../ffi/engine.ts";
 import {
   encodeTraceHeader,
   encodeTraceRecords,
@@ -250,6 +250,33 @@ Deno.test("a recording is bounded, and says what is missing", async () => {
   );
 });
 
+Deno.test("a lock that goes away among reads ends the trace; long ones are whole", async () => {
+  await using setup = await setUp();
+  const path = setup.dir.file("trace");
+  Deno.writeTextFileSync(path, "");
+  await using host = setup.host("cold");
+  await using image = await host.open(
+    { lowers: setup.lowers, recordTracePath: path },
+    { prefetchConcurrency: 16 },
+  );
+  await readImage(image, 0, SIZE);
+  const into = new Uint8Array(512);
+  // Backwards: no read goes on where another ended.
+  const read = (i: number) =>
+    readDeviceSync(image.device, into, SIZE - 512 - (i * 512) % SIZE);
+  for (let i = 0; i < 70_000; i++) read(i);
+  Deno.removeSync(`${path}.lock`);
+  let more = 70_000;
+  await until(() => {
+    for (let i = 0; i < 100; i++) read(more++);
+    return existsSync(`${path}.ok`);
+  }, "the trace is acknowledged");
+  const records = readTrace(path);
+  assert(records.length > 70_000 && records.length < 70_000 + more);
+  const last = records.slice(-70_000);
+  assert(last.every(({ count }) => count === 512));
+});
+
 Deno.test("500 records cost at most their units, and neighbours one request", async () => {
   await using setup = await setUp();
   const path = setup.dir.file("trace");
@@ -320,16 +347,18 @@ Deno.test("records that no layer has cost nothing and hurt nothing", async () =>
   assert.match(lines.join("\n"), /Replay 5 records done/);
 });
 
-Deno.test("a count past 1 MiB and past the end takes what there is", async () => {
+Deno.test("a count of 0 takes nothing, one past 1 MiB and the end what there is", async () => {
   await using setup = await setUp();
   const path = setup.dir.file("trace");
-  const record = new Uint8Array(24);
-  record[0] = 0x52;
-  const fields = new DataView(record.buffer);
-  fields.setBigUint64(8, 2n ** 63n, true);
-  fields.setBigInt64(16, BigInt(4 * MIB), true);
-  const header = encodeTraceHeader(24, crc32c(0, record));
-  Deno.writeFileSync(path, new Uint8Array([...header, ...record]));
+  const records = new Uint8Array(48);
+  const fields = new DataView(records.buffer);
+  for (const [at, count, offset] of [[0, 0n, 2], [24, 2n ** 63n, 4]] as const) {
+    fields.setUint8(at, 0x52);
+    fields.setBigUint64(at + 8, count, true);
+    fields.setBigInt64(at + 16, BigInt(offset * MIB), true);
+  }
+  const header = encodeTraceHeader(48, crc32c(0, records));
+  Deno.writeFileSync(path, new Uint8Array([...header, ...records]));
   await using host = setup.host("cold");
   await using image = await host.open(
     { lowers: setup.lowers, recordTracePath: path },
@@ -340,6 +369,8 @@ Deno.test("a count past 1 MiB and past the end takes what there is", async () =>
   await readImage(image, 5 * MIB, MIB);
   await readImage(image, SIZE - MIB, MIB);
   assert.equal(setup.server.requests.length, before);
+  await readImage(image, 2 * MIB, 4096);
+  assert(setup.server.requests.length > before);
 });
 
 for (
