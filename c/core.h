@@ -190,12 +190,14 @@ OBD_HIDDEN void obd_upper_edges(struct obd_upper *upper, uint64_t lba,
 				uint64_t end, uint64_t head[2],
 				uint64_t tail[2]);
 
-/* upper_log.c and upper_sparse.c, called by upper.c alone */
+/* upper_log.c and upper_sparse.c, called by upper.c and push.c alone */
 OBD_HIDDEN int obd_log_load(struct obd_upper *upper,
 			    struct obd_upper_report *report);
 OBD_HIDDEN int obd_log_change(struct obd_upper *upper,
 			      struct obd_request *req);
 OBD_HIDDEN int obd_log_sync(struct obd_upper *upper);
+/* What the first change would have to do before it, done ahead of it. */
+OBD_HIDDEN int obd_log_prepare(struct obd_upper *upper);
 OBD_HIDDEN int obd_sparse_load(struct obd_upper *upper,
 			       struct obd_upper_report *report);
 OBD_HIDDEN int obd_sparse_change(struct obd_upper *upper,

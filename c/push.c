@@ -247,6 +247,12 @@ int32_t obd_device_push(struct obd_device *dev, struct obd_upper *upper,
 	uint64_t began;
 	int err;
 
+	/* Else the first change would sync, and all others wait for it. */
+	if (upper && upper->kind == OBD_UPPER_LOG && !upper->readonly) {
+		err = obd_log_prepare(upper);
+		if (err)
+			return err;
+	}
 	pthread_mutex_lock(&dev->lock);
 	err = push_check(dev, upper);
 	if (err) {

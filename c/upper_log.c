@@ -294,6 +294,16 @@ static int mark_first(struct obd_upper *upper)
 	return 0;
 }
 
+int obd_log_prepare(struct obd_upper *upper)
+{
+	int err;
+
+	pthread_mutex_lock(&upper->append);
+	err = mark_first(upper);
+	pthread_mutex_unlock(&upper->append);
+	return err;
+}
+
 /* Reserves the mark's place.  A full disk has no room for it: the flush
  * goes on without, for it is the syncs that make data durable. */
 static int reserve_mark(struct obd_upper *upper, uint64_t *slot,

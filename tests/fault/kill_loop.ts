@@ -168,6 +168,12 @@ export async function snapshotKillLoop(
     };
     const asking = snapshots();
     await new Promise((done) => setTimeout(done, 60 + random() * 160));
+    // Most kills would miss the moments that matter.
+    for (let i = 0; round % 3 > 0 && i < 400; i++) {
+      if (existsSync(`${subject.config}.snap`)) break;
+      await new Promise((done) => setTimeout(done, 1));
+    }
+    await new Promise((done) => setTimeout(done, random() * 10));
     dying.now = true;
     await served.server.stop("SIGKILL");
     acked += await loading;

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Every system call of a live snapshot fails once: the snapshot is taken or
+ * is not, and either way the device shows what was written, takes writes,
+ * and so does whoever opens the image next.
+ */
+import { deepEqual, equal, match, ok } from "node:assert/strict";
+import { existsSync } from "node:fs";
+import {
+  faultIo,
+  flushDevice,
+  IO,
+  readDeviceSync,
+  writeDeviceAsync,
+} from "../../ffi/engine.ts";
+import { readImageConfig } from "../../src/image/config.ts";
+import { type OpenImage, openImage } from "../../src/image/image.ts";
+import { finishSnapshot } from "../../src/image/intent.ts";
+import { snapshotImage } from "../../src/image/snapshot.ts";
+import { tempDir } from "../lib/env.ts";
+import { chooseSeed, generator, noise } from "../lib/random.ts";
+import { newSubject, type Subject } from "../lib/snapshots.ts";
+
+const SIZE = 256 << 10;
+const EIO = 5;
+const ENOSPC = 28;
+const seed = chooseSeed();
+
+/** The disk as it should be. */
+class Model {
+  readonly bytes = new Uint8Array(SIZE);
+
+  /** Not on this thread: it may have to wait for what this thread does. */
+  async write(
+    image: OpenImage,
+    at: number,
+    from: Uint8Array<ArrayBuffer>,
+  ): Promise<boolean> {
+    try {
+      await writeDeviceAsync(image.device, from, at);
+    } catch {
+      return false;
+    }
+    this.bytes.set(from, at);
+    return true;
+  }
+
+  check(image: OpenImage, what: string): void {
+    const got = new Uint8Array(SIZE);
+    readDeviceSync(image.device, got, 0);
+    for (let at = 0; at < SIZE; at += 512) {
+      deepEqual(
+        got.subarray(at, at + 512),
+        this.bytes.subarray(at, at + 512),
+        `${what}: sector ${at / 512}`,
+      );
+    }
+  }
+}
+
+type Fault = [op: number, nth: number, errno: number, count: number];
+
+/** Writes from the moment in which changes go to the new upper. */
+async function writeMeanwhile(
+  image: OpenImage,
+  model: Model,
+  random: () => number,
+  done: () => boolean,
+): Promise<void> {
+  for (let left = 4; !done() && left > 0;) {
+    if (image.snapshotPauseUs !== undefined) {
+      const at = Math.floor(random() * (SIZE / 512 - 16)) * 512;
+      await model.write(image, at, noise(1 + left, 512 * (1 + left)));
+      left--;
+    }
+    await new Promise((next) => setTimeout(next, 0));
+  }
+}
+
+interface Outcome {
+  error: string | undefined;
+  pending: boolean;
+}
+
+async function snapshotWith(
+  subject: Subject,
+  image: OpenImage,
+  model: Model,
+  next: string,
+  faults: readonly Fault[],
+): Promise<Outcome> {
+  let ended = false;
+  for (const [op, nth, errno, count] of faults) faultIo(op, nth, errno, count);
+  const taken = snapshotImage(image, subject.config, next).then(
+    () => undefined,
+    (error) => String(error),
+  ).finally(() => ended = true);
+  await writeMeanwhile(image, model, generator(seed), () => ended);
+  const error = await taken;
+  for (const [op] of faults) faultIo(op, 0, 0, 0);
+  return { error, pending: existsSync(`${subject.config}.snap`) };
+}
+
+async function round(sparse: boolean, ...faults: Fault[]): Promise<Outcome> {
+  using dir = tempDir("memory");
+  const subject = await newSubject(dir, { size: SIZE, sparse });
+  const what = `${sparse ? "sparse" : "log"}, faults ${
+    faults.join(" ")
+  }, SEED=${seed}`;
+  const model = new Model();
+  const image = await openImage(await readImageConfig(subject.config));
+  readDeviceSync(image.device, model.bytes, 0);
+  for (let i = 0; i < 6; i++) {
+    ok(await model.write(image, i * 20480, noise(50 + i, 8192 + 512 * i)));
+  }
+  await flushDevice(image.device);
+  const before = Deno.readTextFileSync(subject.config);
+  const next = await subject.next();
+  const outcome = await snapshotWith(subject, image, model, next, faults);
+  model.check(image, what);
+  // A layer whose sync has failed promises nothing any more.
+  const broken = faults.some(([op]) => op === IO.SYNC);
+  ok(await model.write(image, 512, noise(99, 1024)), what);
+  model.check(image, what);
+  const flushed = await flushDevice(image.device).then(() => true, () => false);
+  ok(flushed || broken, `${what}: FLUSH fails`);
+  if (outcome.error === undefined) {
+    ok(!outcome.pending, what);
+    equal(image.stack.lowers.length, 2, what);
+  } else if (!outcome.pending) {
+    equal(Deno.readTextFileSync(subject.config), before, what);
+    ok(existsSync(next), what);
+    equal(image.stack.lowers.length, 1, what);
+  }
+  await image.close().catch(() => {});
+  await finishSnapshot(subject.config);
+  await using again = await openImage(await readImageConfig(subject.config));
+  model.check(again, `${what}, opened again`);
+  // The next snapshot is taken: nothing is left in its way.
+  await snapshotImage(again, subject.config, await following(subject));
+  model.check(again, `${what}, after another`);
+  return outcome;
+}
+
+/** What follows the configuration as it is now on disk. */
+async function following(subject: Subject): Promise<string> {
+  const { lowers, upper } = await readImageConfig(subject.config);
+  subject.lowers = lowers.map(({ file }) => file);
+  subject.upper = { data: upper?.data ?? "", index: upper?.index ?? "" };
+  return await subject.next();
+}
+
+const OPS: Record<string, [op: number, errno: number, most: number]> = {
+  open: [IO.OPEN, EIO, 14],
+  pwrite: [IO.PWRITE, ENOSPC, 16],
+  sync: [IO.SYNC, EIO, 14],
+  truncate: [IO.TRUNCATE, EIO, 3],
+  link: [IO.LINK, EIO, 3],
+  rename: [IO.RENAME, EIO, 3],
+  unlink: [IO.UNLINK, EIO, 3],
+};
+
+for (const sparse of [false, true]) {
+  for (const [name, [op, errno, most]] of Object.entries(OPS)) {
+    Deno.test(`a ${sparse ? "sparse" : "log"} upper, ${name} fails at any point of a snapshot: taken, or all as it was`, async () => {
+      let failed = 0;
+      for (let nth = 1; nth <= most; nth++) {
+        const { error } = await round(sparse, [op, nth, errno, 1]);
+        if (error !== undefined) failed++;
+      }
+      if (name !== "truncate" && name !== "unlink") {
+        ok(failed > 0, "no fault was met");
+      }
+    });
+  }
+}
+
+Deno.test("a disk that stays full from any point on: taken, or all as it was", async () => {
+  for (let nth = 1; nth <= 8; nth++) {
+    await round(false, [IO.PWRITE, nth, ENOSPC, 99]);
+  }
+});
+
+Deno.test("what can go neither on nor back goes on with both uppers, and the next open finishes it", async () => {
+  for (const sparse of [false, true]) {
+    const { pending, error } = await round(
+      sparse,
+      [IO.RENAME, 1, EIO, 1],
+      [IO.TRUNCATE, 1, EIO, 99],
+    );
+    ok(pending, `the intent is gone: ${error}`);
+    match(error ?? "", /opening the image again finishes the snapshot/);
+  }
+});
