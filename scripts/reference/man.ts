@@ -15,7 +15,11 @@ import {
   commandSpec,
 } from "../../src/cli/table.ts";
 import { VERSION } from "../../src/format/version.ts";
-import { type DescribedField, imageFields, serviceFields } from "./tables.ts";
+import {
+  type DescribedField,
+  imageFields,
+  serviceFields,
+} from "./described.ts";
 import {
   bold,
   entry,

@@ -1,52 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Tables in the documentation that come from the code: commands, and fields
- * of configuration files.  `make docs` writes them between their marks; a
+ * Tables in the documentation that come from the code: commands, metrics,
+ * and fields of configuration files.  `make docs` writes them between their marks; a
  * test finds what is out of date.
  *
  * @module
  */
 import { commandNames, commandSpec } from "../../src/cli/table.ts";
-import { configSchema } from "../../src/image/config.ts";
-import { serviceSchema } from "../../src/service/config_schema.ts";
-import { defaultPaths, PATHS } from "../../src/service/paths.ts";
-import { IMAGE_FIELDS, type Meanings, SERVICE_FIELDS } from "./fields.ts";
-import { type Field, schemaFields } from "./schema.ts";
-
-/** A field and what it means. */
-export interface DescribedField extends Field {
-  says: string;
-}
-
-/** Default paths are shown as root has them, whoever makes the tables. */
-function asRoot(initial: string | undefined): string | undefined {
-  if (initial === undefined) return undefined;
-  const root = defaultPaths(0, () => undefined);
-  const found = (Object.keys(root) as (keyof typeof root)[])
-    .find((name) => initial.startsWith(`"${PATHS[name]}`));
-  return found === undefined
-    ? initial
-    : initial.replace(PATHS[found], root[found]);
-}
-
-/** Fields with their meanings; a test finds those that have none. */
-function describe(fields: Field[], meanings: Meanings): DescribedField[] {
-  return fields.map((field) => ({
-    ...field,
-    initial: asRoot(field.initial),
-    says: meanings[field.key] ?? "",
-  }));
-}
-
-/** Fields of `overlaybd.json`. */
-export function serviceFields(): DescribedField[] {
-  return describe(schemaFields(serviceSchema), SERVICE_FIELDS);
-}
-
-/** Fields of `config.v1.json`. */
-export function imageFields(): DescribedField[] {
-  return describe(schemaFields(configSchema), IMAGE_FIELDS);
-}
+import { ownMetrics } from "../../src/service/exporter.ts";
+import {
+  type DescribedField,
+  imageFields,
+  serviceFields,
+} from "./described.ts";
 
 /** A table as `deno fmt` would have it: every column as wide as its widest. */
 function markdownTable(rows: readonly (readonly string[])[]): string {
@@ -85,10 +51,34 @@ function commandTable(): string {
   ]);
 }
 
+/** Names of the original's metrics, and what they are. */
+const ORIGINAL_METRICS = [
+  ["OverlayBD_Alive", "gauge", "Always 1."],
+  ["OverlayBD_Read_Throughtput", "gauge", "Bytes read in the last second."],
+  ["OverlayBD_QPS", "gauge", "Reads in the last second."],
+  ["OverlayBD_MaxLatency", "gauge", "µs, the longest read of five seconds."],
+  ["OverlayBD_Count", "gauge", "Bytes read since the start."],
+] as const;
+
+function metricTable(): string {
+  return markdownTable([
+    ["metric", "type", "meaning"],
+    ...ORIGINAL_METRICS.map((
+      [name, type, help],
+    ) => [`\`${name}\``, type, help]),
+    ...ownMetrics([]).map(({ name, type, help }) => [
+      `\`${name}\``,
+      type,
+      help,
+    ]),
+  ]);
+}
+
 const TABLES: Readonly<Record<string, () => string>> = {
   service: () => fieldTable(serviceFields()),
   image: () => fieldTable(imageFields()),
   commands: commandTable,
+  metrics: metricTable,
 };
 
 /** The text with the tables between its marks made again. */

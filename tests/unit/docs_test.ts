@@ -10,8 +10,8 @@ import {
 import {
   imageFields,
   serviceFields,
-  withTables,
-} from "../../scripts/reference/tables.ts";
+} from "../../scripts/reference/described.ts";
+import { withTables } from "../../scripts/reference/tables.ts";
 import { ROOT } from "../lib/env.ts";
 
 const DOCS = readdirSync(join(ROOT, "docs")).filter((name) =>
@@ -62,5 +62,34 @@ Deno.test("every link between the pages leads somewhere", () => {
     for (const link of links(textOf(join(dir ?? "", name ?? "")))) {
       ok(Deno.statSync(join(ROOT, dir ?? "", link)).isFile, `${name}: ${link}`);
     }
+  }
+});
+
+/** Every source as one text, with what lines and `+` cut joined again. */
+function sourceText(): string {
+  const files = (dir: string): string[] =>
+    readdirSync(join(ROOT, dir), { withFileTypes: true }).flatMap((entry) =>
+      entry.isDirectory()
+        ? files(`${dir}/${entry.name}`)
+        : /\.(ts|c)$/.test(entry.name)
+        ? [`${dir}/${entry.name}`]
+        : []
+    );
+  return ["src", "ffi", "c/launcher"].flatMap(files).map(textOf).join("\n")
+    .replace(/["`] \+\s*["`]/g, "").replace(/"\s*\n\s*"/g, "")
+    .replaceAll("\\`", "`");
+}
+
+Deno.test("what troubleshooting is keyed by is said somewhere", () => {
+  const sources = sourceText();
+  const keys = [
+    ...textOf("docs/troubleshooting.md")
+      .matchAll(/\*\*`([^`]+)`\*\*/g),
+  ].map(([, key]) => key ?? "");
+  ok(keys.length > 30);
+  for (const key of keys) {
+    const parts = key.split("…").map((part) => part.trim())
+      .filter((part) => part.length > 1);
+    for (const part of parts) ok(sources.includes(part), `${key}: ${part}`);
   }
 });
