@@ -257,37 +257,53 @@ function openPayload(path: string, raw: boolean): Payload {
 }
 
 /**
- * Bytes at a blob's end that are likely to be needed: the trailer, the jump
- * table (4 bytes for 4 KiB of content) and before it the index.  What is
- * missing of them costs another round trip, and no more.
+ * Bytes at a blob's end that opening it needs: the trailer, before it the
+ * jump table (4 bytes for 4 KiB of content), before that the LSMT index.
+ * What is missing of them costs another round trip, and no more.
+ *
+ * @param head its beginning, out of its tar wrapper
+ * @param end where its payload ends
  */
-function likelyTail(size: number): number {
+function likelyTail(head: Bytes, base: number, end: number): number {
   const MIN = 256 << 10;
   const MAX = 2 << 20;
   const PART = 128;
-  return Math.min(size, MAX, Math.max(MIN, Math.ceil(size / PART)));
+  const guess = Math.min(MAX, Math.max(MIN, Math.ceil(end / PART)));
+  if (!isZfile(head)) return guess;
+  try {
+    const { flags, indexOffset } = parseZfileHeader(head, crc32c);
+    if ((flags & ZFLAG.headerOverwritten) === 0n) return guess;
+    const table = end - base - Number(indexOffset);
+    // A record has 16 bytes: for 4 KiB at worst, for 128 KiB as a rule.
+    const INDEX_MIN = 64 << 10;
+    const index = Math.max(INDEX_MIN, Math.min(MIN, 4 * table));
+    return table > MAX ? guess : table + index;
+  } catch {
+    // Opening it says what is wrong.
+    return guess;
+  }
 }
 
-/** The same for a blob; head and tail are fetched at once. */
+/** The same for a blob: all that opening needs, in two requests. */
 async function remotePayload(file: RemoteFile): Promise<Payload> {
   const { size: fileSize, source: stored } = file;
-  const tail = likelyTail(fileSize);
-  await Promise.all([
-    file.need(0, Math.min(TAR_PROBE + ZFILE_BLOCK, fileSize)),
-    file.prefetch(fileSize - tail, tail),
-  ]);
-  const head = new Uint8Array(TAR_PROBE);
+  const head = new Uint8Array(Math.min(TAR_PROBE + ZFILE_BLOCK, fileSize));
+  await file.need(0, head.length);
   // Somebody who opened it before may have taken it out of its wrapper.
   const whole = sourceSize(stored) === fileSize;
-  const tar = whole
-    ? probeTar(head.subarray(0, readSource(stored, head, 0)))
-    : file.tar;
+  if (whole) readSource(stored, head, 0);
+  const tar = whole ? probeTar(head.subarray(0, TAR_PROBE)) : file.tar;
   checkPayload(tar, fileSize);
+  const base = tar?.at ?? 0;
+  if (whole) {
+    const end = base + (tar?.size ?? fileSize);
+    const tail = Math.min(end, likelyTail(head.subarray(base), base, end));
+    await file.prefetch(end - tail, tail);
+  }
   if (tar !== undefined && whole) {
     file.window(tar.at, tar.size);
     file.tar = tar;
   }
-  const base = tar?.at ?? 0;
   return {
     fileSize,
     tar,

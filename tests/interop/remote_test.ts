@@ -20,7 +20,15 @@ import { parseImageConfig } from "../../src/image/config.ts";
 import { ImageError, openImage } from "../../src/image/image.ts";
 import { createRegistryClient } from "../../src/source/registry/client.ts";
 import { createSources } from "../../src/source/sources.ts";
-import { mustRun, sha256File, type TempDir, tempDir } from "../lib/env.ts";
+import {
+  mustRun,
+  mustTool,
+  sha256File,
+  type TempDir,
+  tempDir,
+} from "../lib/env.ts";
+import { newUpper, openDisk, writeConfig } from "../lib/product.ts";
+import { noise } from "../lib/random.ts";
 import { makeLayer, serveBlob, SIZE } from "../lib/remote.ts";
 import { startServer } from "../lib/server.ts";
 
@@ -59,7 +67,7 @@ for (const zfile of [false, true]) {
       const { path, content } = await makeLayer(dir, { zfile, tar });
       await using server = serveBlob(path);
       await withImage(dir, server.url, path, async (read) => {
-        assert(server.state.requests <= 4, `${server.state.requests}`);
+        assert(server.state.requests <= 2, `${server.state.requests}`);
         const opened = server.state.requests;
         const reads = await Promise.all(
           Array.from({ length: 20 }, () => read(3 << 20, 4096)),
@@ -83,6 +91,36 @@ for (const zfile of [false, true]) {
       assert(server.state.requests <= before + 1);
     });
   }
+}
+
+for (const tool of ["overlaybd-commit", "overlaybd-merge"] as const) {
+  Deno.test(`opening costs two requests: 16,000 scattered records, ${tool}`, async () => {
+    using dir = tempDir();
+    const upper = await newUpper(dir.file("up"), { size: 192 << 20 });
+    {
+      await using disk = await openDisk({ lowers: [], upper });
+      const text = noise(5, 4096).map((byte) => byte & 3);
+      for (let i = 0; i < 16_000; i++) disk.write(i * 12288, text);
+    }
+    const path = dir.file("layer");
+    const committed = tool === "overlaybd-commit" ? path : dir.file("part");
+    await mustTool("overlaybd-commit", [
+      "-z",
+      upper.data,
+      upper.index,
+      committed,
+    ]);
+    if (tool === "overlaybd-merge") {
+      const config = writeConfig(dir, { lowers: [committed] });
+      await mustTool(tool, [config, path]);
+    }
+    await using server = serveBlob(path);
+    await withImage(dir, server.url, path, () => {
+      assert(server.state.requests <= 2, `${server.state.requests} requests`);
+      assert(server.state.bytes < 1 << 20, `${server.state.bytes} bytes`);
+      return Promise.resolve();
+    });
+  });
 }
 
 Deno.test("a damaged block of a ZFile is fetched again", async () => {

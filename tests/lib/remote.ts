@@ -15,7 +15,7 @@ export const SIZE = 8 << 20;
 /** Serves one file by range, as told. */
 export function serveBlob(path: string) {
   const bytes = Deno.readFileSync(path);
-  const state = { requests: 0, status: 206, damage: 0 };
+  const state = { requests: 0, bytes: 0, status: 206, damage: 0 };
   const server = Deno.serve(
     { port: 0, hostname: "127.0.0.1", onListen: () => {} },
     (request) => {
@@ -28,6 +28,7 @@ export function serveBlob(path: string) {
       const from = Number(a);
       const to = Math.min(Number(b), bytes.length - 1);
       const body = bytes.slice(from, to + 1);
+      state.bytes += body.length;
       if (state.damage > 0 && body.length > 1) {
         state.damage--;
         body.fill(0xaa);
