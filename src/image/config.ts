@@ -11,6 +11,16 @@ import { followLinks, linkInfo, readWhole } from "../layer/files.ts";
 /** A configuration cannot be used; the message names file, key and value. */
 export class ConfigError extends Error {
   override readonly name = "ConfigError";
+  /** where an image's own says that the outcome goes; empty: nowhere */
+  readonly resultFile: string;
+
+  constructor(
+    message: string,
+    options: ErrorOptions & { resultFile?: string } = {},
+  ) {
+    super(message, options);
+    this.resultFile = options.resultFile ?? "";
+  }
 }
 
 const uint = z.int().check(z.gte(0));
@@ -131,10 +141,12 @@ export function parseImageConfig(value: unknown, name: string): ImageConfig {
   if (issue === undefined) throw new ConfigError(`cannot use ${name}`);
   const at = keyName(issue.path);
   const got = JSON.stringify(valueAt(value, issue.path)) ?? "nothing";
+  const resultFile = valueAt(value, ["resultFile"]);
   throw new ConfigError(
     `cannot use ${name}: ${at === "" ? "the file" : at}: expected ${
       expectation(issue)
     }, got ${got.length > 60 ? `${got.slice(0, 57)}...` : got}`,
+    typeof resultFile === "string" ? { resultFile } : {},
   );
 }
 

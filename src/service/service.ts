@@ -7,6 +7,7 @@
  * @module
  */
 import {
+  ConfigError,
   decodeImageConfig,
   type DownloadConfig,
   type ImageConfig,
@@ -115,8 +116,10 @@ export interface ServiceParts {
 }
 
 /** `resultFile` may be relative to the configuration that names it. */
-function resultPath(config: ImageConfig, path: string): string {
-  const { resultFile } = config;
+function resultPath(
+  { resultFile }: Pick<ImageConfig, "resultFile">,
+  path: string,
+): string {
   return resultFile === ""
     ? ""
     : fullPath(resultFile, directoryOf(fullPath(path)));
@@ -263,15 +266,19 @@ export function createService(parts: ServiceParts): Service {
     async open(request) {
       const { path, devId } = request;
       const about = log.with({ device: devId === "" ? path : devId });
-      let config = decodeImageConfig(await readConfigBytes(path), path);
+      let config: ImageConfig | undefined;
       try {
+        config = decodeImageConfig(await readConfigBytes(path), path);
         for (const done of await finishSnapshot(path)) {
           about.warn(done);
           config = await readImageConfig(path);
         }
         return await openConfigured(request, config, about);
       } catch (error) {
-        await writeResult(resultPath(config, path), error, about.warn);
+        const said = config ?? (error instanceof ConfigError ? error : null);
+        if (said !== null) {
+          await writeResult(resultPath(said, path), error, about.warn);
+        }
         throw error;
       }
     },

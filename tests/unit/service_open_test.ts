@@ -84,3 +84,24 @@ Deno.test("a relative result file lies beside the configuration", async () => {
   );
   await service.close();
 });
+
+Deno.test("a configuration with a wrong value has its result written, too", async () => {
+  using dir = tempDir();
+  const service = quietService(dir);
+  const path = dir.file("a.json");
+  const open = (text: string) => {
+    Deno.writeTextFileSync(path, text);
+    return service.open({ path, devId: "", transport: "tcmu" });
+  };
+  await rejects(open('{"lowers": 5, "resultFile": "result"}'), /lowers/);
+  equal(
+    Deno.readTextFileSync(dir.file("result")),
+    `failed:cannot use ${path}: lowers: expected array, got 5`,
+  );
+  Deno.removeSync(dir.file("result"));
+  for (const text of ["{", '{"resultFile": 5}', "[]"]) {
+    await rejects(open(text));
+    equal([...Deno.readDirSync(dir.path)].map(({ name }) => name), ["a.json"]);
+  }
+  await service.close();
+});
