@@ -34,7 +34,7 @@ packages=(
 	debootstrap util-linux psmisc file mandoc
 	# to test in a virtual machine
 	qemu-system-x86 busybox-static kmod xz-utils sg3-utils xfsprogs
-	erofs-utils open-iscsi
+	erofs-utils open-iscsi sudo ca-certificates
 	gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 )
 installed() { dpkg-query -W -f '${Status}\n' "$1" 2>/dev/null |

@@ -48,6 +48,7 @@ const RUNNERS: Runners = {
   attach: () => import("./attach.ts"),
   detach: () => import("./detach.ts"),
   ls: () => import("./ls.ts"),
+  doctor: () => import("./doctor.ts"),
   config: () => import("./config.ts"),
   cache: () => import("./cache.ts"),
   pull: () => import("./pull.ts"),

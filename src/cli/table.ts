@@ -674,6 +674,16 @@ export const COMMANDS = {
     options: { json },
     examples: [["ls --json", "id, disk, config, size, state, mounted"]],
   },
+  doctor: {
+    summary: "say what this machine lacks to serve disks, and what mends it",
+    details: "Looks at permissions, kernel modules, configfs, the daemon, " +
+      "certificates, the caches' file systems, logs, limits and the " +
+      "configuration. Exit code 0: nothing that is needed is missing; 1: " +
+      "something is, with the command that mends it.",
+    positionals: {},
+    options: { serviceConfig, json },
+    examples: [["doctor", "a line for each check"]],
+  },
   config: {
     summary: "check the service configuration, or show what it means",
     details: "show prints every value that counts and where it came from: " +

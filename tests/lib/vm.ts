@@ -46,25 +46,15 @@ async function reasonAgainst(kernel: string): Promise<string | undefined> {
 
 let installed: Promise<unknown> | undefined;
 
-/** `make install` into build/vm, which guests see as their /opt. */
+/** `make install` into build/vm, whose /opt guests see as theirs. */
 function installProduct(): Promise<unknown> {
-  const executable = resolve(EXECUTABLE ?? "");
-  const to = join(ROOT, "build/vm");
-  return installed ??= mustRun("sh", [
-    "-c",
-    `rm -rf ${to} && scripts/install.sh`,
-  ], {
-    cwd: ROOT,
-    env: {
-      BUILD: dirname(executable),
-      DESTDIR: to,
-      PREFIX: "/opt/overlaybd",
-      SYSCONFDIR: "/etc/overlaybd",
-      UNITDIR: "/opt/overlaybd",
-      BASHCOMPDIR: "/completions",
-      ZSHCOMPDIR: "/completions",
-    },
-  });
+  const BUILD = dirname(resolve(EXECUTABLE ?? ""));
+  return installed ??= mustRun("make", [
+    "-s",
+    "install",
+    `BUILD=${BUILD}`,
+    `DESTDIR=${join(ROOT, "build/vm")}`,
+  ], { cwd: ROOT });
 }
 
 /** Results by the name of the check, from what the guest printed. */

@@ -3,3 +3,4 @@
 import { guestTests } from "../lib/vm.ts";
 
 await guestTests("nobody.sh", { disk: "1G" });
+await guestTests("doctor.sh");

@@ -20,6 +20,7 @@ check() {
 	echo "-- $name"
 	(
 		set -eE
+		shopt -s inherit_errexit
 		trap 'echo "failed: $BASH_COMMAND (line $LINENO)" >&2' ERR
 		"$@"
 	) &
@@ -27,6 +28,7 @@ check() {
 	rc=$?
 	if [ $rc -eq 0 ]; then echo "ok - $name" >&3; else
 		echo "not ok - $name" >&3
+		tail -v -n 15 /tmp/overlaybd.log /tmp/daemon.out 2>/dev/null
 	fi
 	echo "-- end"
 }
@@ -59,9 +61,22 @@ refuses() {
 
 equal() { [ "$1" = "$2" ] || { echo "got '$1', expected '$2'"; return 1; }; }
 
+# As `make install` leaves it, and writable here.
+# prepare: modules, product, the service's configuration
+prepare() {
+	modprobe -a target_core_user tcm_loop sd_mod sg
+	install_product
+	service_config
+	cd /mnt/disk || exit 1
+}
+
 install_product() {
-	mkdir -p /opt/overlaybd /etc/overlaybd /var/log
-	mount --bind "/mnt/host$ROOT/build/vm/opt/overlaybd" /opt/overlaybd
+	local from=/mnt/host$ROOT/build/vm/opt/overlaybd over=/run/product
+	mkdir -p /opt/overlaybd /etc/overlaybd "$over/upper" "$over/work"
+	mount -t overlay -o "lowerdir=$from,upperdir=$over/upper,workdir=$over/work" \
+		product /opt/overlaybd
+	chown root /opt/overlaybd/lib/overlaybd
+	ln -sf /opt/overlaybd/bin/overlaybd /usr/bin/overlaybd
 }
 
 # service_config KEYS: writes the service's configuration
@@ -79,7 +94,7 @@ DAEMON=/run/daemon.pid
 
 replies_seen() { dmesg | grep -c 'tcmu daemon: command reply support 1' || :; }
 netlink_open() {
-	grep -q '[N0]' /sys/module/target_core_user/parameters/block_netlink
+	grep -qx unblocked /sys/module/target_core_user/parameters/block_netlink
 }
 daemon_pid() { cat "$DAEMON"; }
 daemon_alive() { kill -0 "$(daemon_pid)"; }
@@ -134,7 +149,7 @@ wwn() { printf 'naa.199%13s' "$1" | tr ' ' 0; }
 
 # snapshotter_attach ID CONFIG: prints /dev/sdX
 snapshotter_attach() {
-	local id=$1 config=$2 i device port address disk=
+	local id=$1 config=$2 i device port address disk
 	device=$CORE/user_999999999/dev_$id
 	port=$LOOPBACK/$(wwn "$id")/tpgt_1
 	mkdir -p "$device"
@@ -151,14 +166,21 @@ snapshotter_attach() {
 	echo -n "$(wwn "$id")" >"$port/nexus"
 	ln -s "$device" "$port/lun/lun_0/dev_$id"
 	address=$(cat "$port/address")
-	for ((i = 0; i < 50; i++)); do
-		disk=$(ls "/sys/class/scsi_device/$address:0/device/block" 2>/dev/null) &&
-			[ -n "$disk" ] && break
-		sleep 0.01
-	done
-	[ -n "$disk" ]
+	# It waits for 0.5 s; a guest is slower than that.
+	until_ok 20 test -e "/sys/class/scsi_device/$address:0/device/block"
+	disk=$(ls "/sys/class/scsi_device/$address:0/device/block")
 	echo 2147483 >"/sys/block/$disk/device/timeout"
 	echo "/dev/$disk"
+}
+
+# refused ID CONFIG PATTERN: enable fails, with words of an errno; nothing stays
+refused() {
+	local device=$CORE/user_999999999/dev_$1
+	mkdir -p "$device"
+	echo -n "dev_config=overlaybd/$2" >"$device/control"
+	if enable_says "$device"; then echo "not refused"; return 1; fi
+	rmdir "$device"
+	[[ $said =~ $3 ]] || { echo "enable said '$said', not '$3'"; return 1; }
 }
 
 # enable_says DEVICE: writes enable; $said is what the kernel said

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # The operator's commands where no daemon has ever run.
-. "${0%/*}/lib.sh"
+. "$(dirname "$0")/lib.sh"
 install_product
 cd /mnt/disk || exit 1
 writable /mnt/disk/a 64
