@@ -19,7 +19,7 @@ export interface KernelTree {
   link(target: string, path: string): Promise<void>;
   /** a symbolic link, or a directory */
   remove(path: string): Promise<void>;
-  /** names in a directory; none where there is no directory */
+  /** names in a directory; none where there is none, or a file */
   list(path: string): Promise<string[]>;
   /** the full path that a symbolic link leads to; undefined: it is none */
   follow(path: string): Promise<string | undefined>;
@@ -60,7 +60,9 @@ export const TREE: KernelTree = {
     try {
       return (await Array.fromAsync(Deno.readDir(path))).map((it) => it.name);
     } catch (error) {
-      if (error instanceof Deno.errors.NotFound) return [];
+      const nothing = error instanceof Deno.errors.NotFound ||
+        error instanceof Deno.errors.NotADirectory;
+      if (nothing) return [];
       throw withErrno(error, `cannot list ${path}`);
     }
   },
