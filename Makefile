@@ -235,7 +235,10 @@ $(BUILD)/fuzz/libparts.a: $(C_SOURCES:c/%.c=$(BUILD)/fuzz/%.o) \
 $(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/fuzz/fuzz_%.o $(BUILD)/fuzz/libparts.a
 	$(call say,LINK)
 	$(Q)$(CLANG) -fsanitize=fuzzer,address,undefined -pthread \
-		-o $@ $^ $(LIBS) -ldl -lm
+		$(FUZZ_LDFLAGS) -o $@ $^ $(LIBS) -ldl -lm
+
+# As in test_ring.
+$(BUILD)/fuzz/fuzz_ring: FUZZ_LDFLAGS := -Wl,--wrap=mmap
 
 fuzz: $(C_FUZZ:%=$(BUILD)/fuzz/%)
 	@BUILD=$(BUILD) FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz.sh $(C_FUZZ)

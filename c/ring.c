@@ -66,6 +66,7 @@ struct obd_ring {
 	uint32_t tail, done;         /* see above */
 	bool out_of_order, tells_length;
 	bool broken;                 /* an entry made no sense */
+	bool starved;                /* no memory for the next command */
 	bool watched, changed;       /* changed: answers not published yet */
 	uint32_t flags;
 	uint64_t id;
@@ -112,6 +113,15 @@ static uint32_t entry_length(const struct obd_ring *ring, uint32_t at)
 	uint32_t length = load32(ring->area + at) & ~7u;
 
 	return length <= ring->area_size - at ? length : 0;
+}
+
+/* The same of one that must end at `end` or before, which lies ahead. */
+static uint32_t length_within(const struct obd_ring *ring, uint32_t at,
+			      uint32_t end)
+{
+	uint32_t length = entry_length(ring, at);
+
+	return length >= 8 && (end < at || length <= end - at) ? length : 0;
 }
 
 static uint32_t entry_op(const struct obd_ring *ring, uint32_t at)
@@ -244,21 +254,24 @@ static void pass_over(struct obd_ring *ring)
 
 	while (!ring->broken && ring->done != ring->tail &&
 	       entry_op(ring, ring->done) != OP_CMD) {
-		length = entry_length(ring, ring->done);
+		length = length_within(ring, ring->done, ring->tail);
 		ring->broken = !length;
 		ring->done = after(ring, ring->done, length);
 		ring->changed = true;
 	}
 }
 
+/* Entries keep their lengths; should one not, no answer is written. */
 static void consume(struct obd_ring *ring, struct command *cmd)
 {
-	uint32_t length = entry_length(ring, ring->done);
+	uint32_t length = length_within(ring, ring->done, ring->tail);
 
-	write_answer(ring, cmd, ring->done);
-	ring->broken |= !length;
-	ring->done = after(ring, ring->done, length);
-	ring->changed = true;
+	ring->broken |= length < ENTRY_MIN;
+	if (!ring->broken) {
+		write_answer(ring, cmd, ring->done);
+		ring->done = after(ring, ring->done, length);
+		ring->changed = true;
+	}
 	release(ring, cmd);
 	pass_over(ring);
 }
@@ -309,10 +322,31 @@ static void refuse(struct obd_ring *ring, struct command *cmd, uint32_t sense)
 	finish(ring, cmd);
 }
 
-/* Ends every turn: one store and one write for all answers of it. */
+static void take_all(struct obd_ring *ring);
+
+/* In a broken ring nothing is answered: what waits for its turn ends. */
+static void release_finished(struct obd_ring *ring)
+{
+	struct command *cmd;
+	uint32_t tag;
+
+	for (tag = 0; (cmd = find(ring, tag)); tag++)
+		if (cmd->state == FINISHED)
+			release(ring, cmd);
+}
+
+/* Ends every turn: one store and one write for all answers of it.  What
+ * there was no memory for is taken once a command has ended. */
 static void settle(struct obd_ring *ring)
 {
 	uint32_t zero = 0;
+
+	if (ring->starved && ring->free) {
+		ring->starved = false;
+		take_all(ring);
+	}
+	if (ring->broken)
+		release_finished(ring);
 
 	if (ring->changed) {
 		store_tail(ring);
@@ -609,8 +643,10 @@ static int take_command(struct obd_ring *ring, uint32_t length)
 	struct command *cmd;
 	int err;
 
-	if (!ring->free && grow(ring))
+	if (!ring->free && grow(ring)) {
+		ring->starved = true;
 		return -ENOMEM;
+	}
 	cmd = ring->free;
 	ring->free = cmd->next;
 	cmd->state = RUNNING;
@@ -637,13 +673,14 @@ static int take_command(struct obd_ring *ring, uint32_t length)
 	return 0;
 }
 
-/* One entry.  False: stop, it makes no sense or there is no memory. */
-static bool take_entry(struct obd_ring *ring)
+/* One entry before head.  False: stop, it makes no sense or there is no
+ * memory. */
+static bool take_entry(struct obd_ring *ring, uint32_t head)
 {
-	uint32_t length = entry_length(ring, ring->tail);
+	uint32_t length = length_within(ring, ring->tail, head);
 	uint32_t op = entry_op(ring, ring->tail);
 
-	if (length < 8 || (op == OP_CMD && length < ENTRY_MIN)) {
+	if (!length || (op == OP_CMD && length < ENTRY_MIN)) {
 		ring->broken = true;
 		return false;
 	}
@@ -668,7 +705,7 @@ static void take_all(struct obd_ring *ring)
 			return;
 		if (head >= ring->area_size || head % 8)
 			ring->broken = true;
-		else if (!take_entry(ring))
+		else if (!take_entry(ring, head))
 			return;
 	}
 }
@@ -871,6 +908,8 @@ int32_t obd_ring_new(int32_t uio_fd, uint64_t map_size,
 	ring->watch = (struct obd_watch){ .fn = readable, .fd = uio_fd };
 	init_locks(ring);
 	err = check_mailbox(ring);
+	if (!err) /* so that one can always be taken when none runs */
+		err = grow(ring);
 	if (!err)
 		err = obd_plane_add(&ring->watch, EPOLLIN);
 	if (err) {

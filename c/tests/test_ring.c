@@ -637,6 +637,29 @@ static void what_is_left_at_the_end_is_busy(void)
 	kernel_end();
 }
 
+/* The kernel's head in the middle of an entry: without this the worker
+ * would go round the ring for ever.  In order, so that one answer waits for
+ * another that never comes. */
+static void a_ring_that_makes_no_sense_ends(void)
+{
+	static const uint8_t asked[6], sync[10] = { 0x35 };
+
+	kernel_new(0, disk(true), 0);
+	kernel_start(0);
+	put_command((struct sent){ 1, asked, 6, NULL, 0, 0 });
+	put_command((struct sent){ 2, sync, 10, NULL, 0, 0 });
+	pad(0, 64);
+	k.head -= 32;
+	move_head(0);
+	kick();
+	CHECK_EQ(obd_ring_close(k.ring, 100), 0);
+	CHECK(get32(64) <= 2 * 112 + 16);
+	obd_device_unref(k.dev);
+	munmap(k.map, MAP_BYTES);
+	close(k.memory);
+	close(k.fd);
+}
+
 static void a_mailbox_that_makes_no_sense_is_refused(void)
 {
 	struct obd_ring *ring;
@@ -681,6 +704,7 @@ int main(void)
 	RUN(an_old_kernel_gets_them_in_order);
 	RUN(the_next_command_tells_that_the_disk_has_grown);
 	RUN(what_is_left_at_the_end_is_busy);
+	RUN(a_ring_that_makes_no_sense_ends);
 	RUN(a_mailbox_that_makes_no_sense_is_refused);
 	return check_done();
 }
