@@ -438,7 +438,10 @@ export async function openImage(
     closing === undefined
       ? queue(work)
       : Promise.reject(new ImageError("the image is being closed"));
-  const background = startBackground({ config, stack, view, alone }, options);
+  const background = await startBackground(
+    { config, stack, view, alone },
+    options,
+  );
   const close = async () => {
     await background.close();
     try {

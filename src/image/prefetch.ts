@@ -8,44 +8,21 @@
 import { crc32c } from "../../ffi/engine.ts";
 import { isTrace, parseTrace } from "../format/trace.ts";
 import { fileInfo, readWhole } from "../layer/files.ts";
-import type { ImageConfig } from "./config.ts";
+import type { CachedBlob } from "../source/cache/blob.ts";
 import { findListed, MAX_LIST, parseFileList } from "./file_list.ts";
 import type { OpenStack } from "./image.ts";
 import { type ImageLog, reasonOf } from "./log.ts";
 import { openLowersDisk, unlessAborted } from "./lowers_disk.ts";
 import { type Fetch, type LayerRange, planFetches } from "./plan.ts";
 
-/** What is done with a trace. */
-export type PrefetchMode =
-  | { kind: "none" }
-  | { kind: "record" | "replay"; path: string };
+/**
+ * Of the requests that a blob may have at once the rest is for what somebody
+ * waits for: a miss must not stand behind what may never be read.
+ */
+const MAX_OF_BLOB = 12;
 
 /** A trace that is longer is not replayed: 2.8 million records. */
 const MAX_TRACE = 64 << 20;
-
-/** Size of a regular file; undefined: there is none. */
-function sizeOf(path: string): number | undefined {
-  try {
-    const info = fileInfo(path);
-    return info?.isFile === true ? info.size : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-/** What an image's configuration asks for; it has one kind of trace only. */
-export function choosePrefetch(config: ImageConfig): PrefetchMode {
-  const { lowers, recordTracePath: path } = config;
-  const carrier = config.accelerationLayer ? lowers.at(-1) : undefined;
-  if (carrier !== undefined) {
-    const trace = `${carrier.dir}/trace`;
-    const there = carrier.dir !== "" && (sizeOf(trace) ?? 0) > 0;
-    return there ? { kind: "replay", path: trace } : { kind: "none" };
-  }
-  const size = path === "" ? undefined : sizeOf(path);
-  if (size === undefined) return { kind: "none" };
-  return { kind: size === 0 ? "record" : "replay", path };
-}
 
 /** A replay that goes on. */
 export interface Replay {
@@ -65,30 +42,72 @@ export interface ReplayOptions {
   log: ImageLog;
 }
 
+/** Takes fetches in order, but so many of one blob at once at most. */
+function createQueue(fetches: readonly Fetch[]): {
+  /** undefined: none may begin now */
+  take(): Fetch | undefined;
+  done(fetch: Fetch): void;
+} {
+  const lines = new Map<CachedBlob, { left: number[]; running: number }>();
+  // Backwards, so that the next is at the end.
+  for (let i = fetches.length; i-- > 0;) {
+    const fetch = fetches[i];
+    if (fetch === undefined) continue;
+    const line = lines.get(fetch.blob) ?? { left: [], running: 0 };
+    lines.set(fetch.blob, line);
+    line.left.push(i);
+  }
+  return {
+    take() {
+      let first: { left: number[]; running: number } | undefined;
+      for (const line of lines.values()) {
+        const nr = line.left.at(-1);
+        if (nr === undefined || line.running >= MAX_OF_BLOB) continue;
+        if (nr < (first?.left.at(-1) ?? Infinity)) first = line;
+      }
+      const nr = first?.left.pop();
+      if (first === undefined || nr === undefined) return undefined;
+      first.running++;
+      return fetches[nr];
+    },
+    done({ blob }) {
+      const line = lines.get(blob);
+      if (line !== undefined) line.running--;
+    },
+  };
+}
+
 /** Fetches in order, `concurrency` at a time. */
 async function fetchAll(
   fetches: readonly Fetch[],
   { stack, concurrency, log }: ReplayOptions,
   signal: AbortSignal,
 ): Promise<void> {
-  let next = 0;
+  const queue = createQueue(fetches);
+  const running = new Set<Promise<void>>();
   let failed = 0;
-  const worker = async () => {
-    while (!signal.aborted) {
-      const fetch = fetches[next++];
-      if (fetch === undefined) return;
-      const { layer, blob, at, length } = fetch;
+  const run = async (fetch: Fetch) => {
+    const { layer, blob, at, length } = fetch;
+    try {
       // A layer that is local by now needs nothing.
-      if (stack.lowers[layer]?.remote?.blob !== blob) continue;
-      try {
-        await unlessAborted(blob.prefetch(at, length), signal);
-      } catch (error) {
-        if (signal.aborted) return;
-        if (failed++ === 0) log.warn(`Prefetch: ${reasonOf(error)}`);
-      }
+      if (stack.lowers[layer]?.remote?.blob !== blob) return;
+      await unlessAborted(blob.prefetch(at, length), signal);
+    } catch (error) {
+      if (signal.aborted) return;
+      if (failed++ === 0) log.warn(`Prefetch: ${reasonOf(error)}`);
+    } finally {
+      queue.done(fetch);
     }
   };
-  await Promise.all(Array.from({ length: concurrency }, worker));
+  while (!signal.aborted) {
+    const fetch = running.size < concurrency ? queue.take() : undefined;
+    if (fetch !== undefined) {
+      const work = run(fetch);
+      running.add(work);
+      work.finally(() => running.delete(work));
+    } else if (running.size > 0) await Promise.race(running);
+    else break;
+  }
   if (failed > 1) log.warn(`Prefetch: ${failed} fetches failed`);
 }
 
@@ -121,7 +140,7 @@ async function replay(
 ): Promise<void> {
   const { stack, path, concurrency, log } = options;
   const began = performance.now();
-  const size = sizeOf(path) ?? 0;
+  const size = fileInfo(path)?.size ?? 0;
   if (size > MAX_TRACE) {
     log.error(`Prefetch: ${path} has ${size} bytes, more than ${MAX_TRACE}`);
     return;

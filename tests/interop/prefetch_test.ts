@@ -445,6 +445,39 @@ Deno.test("an image that closes does not wait for its replay", async () => {
   assert(!lines.some((line) => /done|WARNING|ERROR/.test(line)), lines.join());
 });
 
+Deno.test("a miss does not stand behind a replay that hangs", async () => {
+  await using setup = await setUp();
+  const path = setup.dir.file("trace");
+  writeTrace(
+    path,
+    Array.from({ length: 20 }, (_, i) => ({
+      ...{ op: "read", layer: 0, offset: MIB + i * 4 * UNIT, count: 4096 },
+    })),
+  );
+  await using host = setup.host("cold");
+  await using other = await host.open({ lowers: setup.lowers });
+  const hanging: (() => void)[] = [];
+  let hang = true;
+  setup.server.intercept = () =>
+    hang
+      ? new Promise((done) => hanging.push(() => done(undefined)))
+      : Promise.resolve(undefined);
+  await using image = await host.open(
+    { lowers: setup.lowers, recordTracePath: path },
+    { prefetchConcurrency: 16 },
+  );
+  await until(() => hanging.length >= 12, "fetches run");
+  hang = false;
+  const at = SIZE - 4 * UNIT;
+  assert.deepEqual(
+    await readImage(other, at, 4096),
+    CONTENT.slice(at, at + 4096),
+  );
+  assert(hanging.length < 16);
+  for (const go of hanging) go();
+  await image.background.replay?.ended;
+});
+
 Deno.test("an acceleration layer is not opened, its trace is replayed", async () => {
   await using setup = await setUp();
   const carrier = setup.dir.file("carrier");
