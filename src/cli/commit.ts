@@ -14,6 +14,7 @@ import {
 } from "./compression.ts";
 import { EXIT, ExitError } from "./exit.ts";
 import { failure, notBuilt, warnWithout } from "./original.ts";
+import { newUpload, UploadError, warnUpload } from "./upload.ts";
 import type { Call } from "./program.ts";
 import { showProgress } from "./progress.ts";
 import { InterruptedError, interruptible } from "./signals.ts";
@@ -45,13 +46,11 @@ function warnIneffective(args: CommitArgs): void {
       ...given("--fill", args.fill),
       ...given("commit_file", args.commit_file),
     ], "with '--seal'");
-  } else if (!args.compress) warnWithout(compression, "without '-z'");
-  warnWithout([
-    ...given("--upload_bs", args.upload_bs),
-    ...given("--cred_file_path", args.cred_file_path),
-    ...given("--tls_key_path", args.tls_key_path),
-    ...given("--tls_cert_path", args.tls_cert_path),
-  ], "without '--upload'");
+  } else if (!args.compress) {
+    const upload = given("--upload", args.upload);
+    warnWithout([...compression, ...upload], "without '-z'");
+  }
+  warnUpload(args);
 }
 
 /** Where the output goes, and from which index. */
@@ -147,21 +146,32 @@ async function commit(args: CommitArgs, call: Call): Promise<number> {
       ? undefined
       : await openFill(args.fill);
     using bar = showProgress("commit");
+    using upload = args.compress ? await newUpload(args) : undefined;
     const written = await interruptible((signal) =>
       commitLayer({
         ...options,
         ...stack === undefined ? {} : { fill: stack.lowers },
+        ...upload === undefined ? {} : {
+          beforePublish: (fd, size) => {
+            bar[Symbol.dispose]();
+            return upload.send(fd, size, signal);
+          },
+        },
         signal,
         onProgress: bar.onProgress,
       })
     );
     bar[Symbol.dispose]();
+    upload?.print(call);
     for (const warning of written.warnings) {
       console.error(`WARNING ${warning}`);
     }
     reportWritten(options.output, written, startedAt, call, args.verbose);
   } catch (error) {
     if (error instanceof InterruptedError) throw error;
+    if (error instanceof UploadError) {
+      throw error.asExit(call, "failed to commit or upload");
+    }
     throw failure(call, error, "perform commit()", [
       options.output,
       options.data,
@@ -181,7 +191,6 @@ export async function run(args: CommitArgs, call: Call): Promise<number> {
     );
   }
   if (args.turboOci) throw notBuilt(call, "--turboOCI");
-  if (args.upload !== undefined) throw notBuilt(call, "--upload");
   warnIneffective(args);
   return args.seal ? await seal(args, call) : await commit(args, call);
 }

@@ -12,7 +12,8 @@ import { readServiceConfig } from "../service/config.ts";
 import { withResultFile } from "../service/result.ts";
 import { reportWritten, threadCount } from "./compression.ts";
 import { EXIT, ExitError, reason } from "./exit.ts";
-import { notBuilt, warnWithout } from "./original.ts";
+import { warnWithout } from "./original.ts";
+import { newUpload, UploadError, warnUpload } from "./upload.ts";
 import type { Call } from "./program.ts";
 import { showProgress } from "./progress.ts";
 import { InterruptedError, interruptible } from "./signals.ts";
@@ -60,6 +61,7 @@ async function merge(
   const startedAt = performance.now();
   using resources = new DisposableStack();
   const bar = resources.use(showProgress("merge"));
+  using upload = args.compress ? await newUpload(args) : undefined;
   const parent = stack.upper?.header ?? stack.lowers[0]?.header;
   const written = await interruptible((signal) =>
     mergeLayers({
@@ -73,28 +75,32 @@ async function merge(
         ? { algorithm: "lz4", blockSize: BLOCK_SIZE }
         : undefined,
       threads: threadCount(args.threads, call),
+      ...upload === undefined ? {} : {
+        beforePublish: (fd, size) => {
+          bar[Symbol.dispose]();
+          return upload.send(fd, size, signal);
+        },
+      },
       signal,
       onProgress: bar.onProgress,
     })
   );
   bar[Symbol.dispose]();
+  upload?.print(call);
   reportWritten(args.output, written, startedAt, call, args.verbose);
 }
 
-function refuse(args: MergeArgs, call: Call): void {
-  if (args.upload !== undefined) throw notBuilt(call, "--upload");
-  warnWithout([
-    ...args.upload_bs === undefined ? [] : ["--upload_bs"],
-    ...args.cred_file_path === undefined ? [] : ["--cred_file_path"],
-    ...args.tls_key_path === undefined ? [] : ["--tls_key_path"],
-    ...args.tls_cert_path === undefined ? [] : ["--tls_cert_path"],
-  ], "without '--upload'");
+function warnIneffective(args: MergeArgs): void {
+  warnUpload(args);
+  if (args.upload !== undefined && !args.compress) {
+    warnWithout(["--upload"], "with '--compress=false'");
+  }
   if (args.tar) warnWithout(["-t"], "by merge");
 }
 
 /** Runs `overlaybd-merge image_config_path output`. */
 export async function run(args: MergeArgs, call: Call): Promise<number> {
-  refuse(args, call);
+  warnIneffective(args);
   const { output } = args;
   if (output === undefined) {
     throw mergeFailure(call, "failed to create output file");
@@ -108,6 +114,9 @@ export async function run(args: MergeArgs, call: Call): Promise<number> {
     await merge({ ...args, output }, stack, call);
   } catch (error) {
     if (error instanceof InterruptedError) throw error;
+    if (error instanceof UploadError) {
+      throw error.asExit(call, "failed to upload");
+    }
     const atOutput = reason(error).startsWith(`cannot create ${output}: `);
     throw mergeFailure(
       call,

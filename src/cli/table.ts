@@ -127,25 +127,28 @@ const serviceConfig = {
     "or defaults where that is missing",
 } as const;
 
-/** Options of registry uploads, which come with registries. */
+/** Options of registry uploads. */
 const upload = {
   upload: {
     names: ["--upload"],
     value: "URL",
     kind: "text",
-    help: "upload to a registry (not built yet: exits 255)",
+    help: "upload the output there, too: .../v2/NAME/blobs/uploads/; " +
+      "prints its digest",
   },
   upload_bs: {
     names: ["--upload_bs"],
     value: "KIB",
     kind: "int",
+    min: 1,
     help: "upload chunk size, 262144 by default",
   },
   cred_file_path: {
     names: ["--cred_file_path"],
     value: "FILE",
     kind: "file",
-    help: "credentials for --upload",
+    help: "credentials for --upload, those of the service configuration by " +
+      "default",
   },
   tls_key_path: {
     names: ["--tls_key_path"],

@@ -128,7 +128,9 @@ export async function commitLayer(
     tooMany: "`commit --fill CONFIG` closes the gaps between records with " +
       "the data of the layers below, so that fewer are needed",
   };
-  const write = { ...options, rewriteHeader: true };
+  // What is uploaded while it is written has its final values at the end.
+  const rewriteHeader = options.beforePublish === undefined;
+  const write = { ...options, rewriteHeader };
   if (
     options.fill === undefined || !needsFolding(input.index, [input.source])
   ) {

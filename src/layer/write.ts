@@ -48,6 +48,8 @@ export interface WriteOptions extends JobOptions {
   tar?: boolean;
   /** @default 1 */
   threads?: number;
+  /** Uses the finished file before it has its name; not for a pipe. */
+  beforePublish?: (fd: number, size: number) => Promise<void>;
 }
 
 /** What was written. */
@@ -224,7 +226,14 @@ export async function writeLayer(
     replace: options.replace ?? false,
   });
   try {
+    if (options.beforePublish !== undefined && output.stream) {
+      throw new LayerError(
+        `cannot upload what is written to ${options.output}: ` +
+          "it is a pipe or a device",
+      );
+    }
     const written = await writeTo(output, input, options);
+    await options.beforePublish?.(output.fd, written.size);
     await output.publish();
     return written;
   } finally {

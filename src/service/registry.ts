@@ -11,10 +11,17 @@ import { createCredentials } from "../source/credential/credentials.ts";
 import {
   createRegistryClient,
   type RegistryClient,
+  type RegistryOptions,
 } from "../source/registry/client.ts";
 import type { ServiceConfig } from "./config.ts";
 
-function readPem(key: string, path: string): string | undefined {
+/**
+ * A PEM file; undefined where none is named.
+ *
+ * @param key the setting or option, for messages
+ * @throws {ConfigError} it cannot be used
+ */
+export function readPem(key: string, path: string): string | undefined {
   if (path === "") return undefined;
   let text: string;
   try {
@@ -27,6 +34,28 @@ function readPem(key: string, path: string): string | undefined {
     throw new ConfigError(`cannot use ${key}: ${path} is not PEM`);
   }
   return text;
+}
+
+/**
+ * A client certificate with its key; neither where neither is named.
+ *
+ * @throws {ConfigError} one is missing, or cannot be used
+ */
+export function readIdentity(
+  certName: string,
+  certFile: string,
+  keyName: string,
+  keyFile: string,
+): { cert: string | undefined; key: string | undefined } {
+  if ((certFile === "") !== (keyFile === "")) {
+    const missing = certFile === "" ? certName : keyName;
+    throw new ConfigError(
+      `cannot use ${certName}: it and ${keyName} belong together, and ` +
+        `${missing} is empty`,
+    );
+  }
+  const cert = readPem(certName, certFile);
+  return { cert, key: readPem(keyName, keyFile) };
 }
 
 /** Credentials as the settings say them now. */
@@ -57,28 +86,28 @@ function currentCredentials(
  *
  * @param current the settings as they are now: credentials follow them
  * @param log for warnings; they name no secrets
+ * @param more in place of what the settings say
  * @throws {ConfigError} a certificate or key cannot be used
  */
 export function openRegistry(
   current: () => ServiceConfig,
   log: (line: string) => void,
+  more: RegistryOptions = {},
 ): RegistryClient {
   const settings = current();
   const { certFile, keyFile, caFile } = settings.certConfig;
-  if ((certFile === "") !== (keyFile === "")) {
-    const missing = certFile === "" ? "certFile" : "keyFile";
-    throw new ConfigError(
-      `cannot use certConfig: certFile and keyFile belong together, ` +
-        `${missing} is empty`,
-    );
-  }
   return createRegistryClient({
     userAgent: settings.userAgent,
-    cert: readPem("certConfig.certFile", certFile),
-    key: readPem("certConfig.keyFile", keyFile),
+    ...readIdentity(
+      "certConfig.certFile",
+      certFile,
+      "certConfig.keyFile",
+      keyFile,
+    ),
     ca: readPem("certConfig.caFile", caFile),
     insecure: settings.insecureRegistries,
     credentials: currentCredentials(current, log),
     log,
+    ...more,
   });
 }

@@ -16,6 +16,7 @@ export interface Asked {
   range: [number, number] | undefined;
   /** of the connection: the same port is the same connection */
   port: number;
+  request: http.IncomingMessage;
   response: http.ServerResponse;
 }
 
@@ -73,13 +74,14 @@ export async function startFake(
       headers,
       range: from === undefined ? undefined : [Number(from), Number(to)],
       port: request.socket.remotePort ?? 0,
+      request,
       response,
     };
     asked.push(one);
     fake.peak = Math.max(fake.peak, ++active);
     response.on("close", () => active--);
-    request.resume();
     answer(one);
+    request.resume();
   });
   await new Promise<void>((ready) => server.listen(0, hostname, ready));
   const address = server.address();

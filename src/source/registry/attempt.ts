@@ -18,6 +18,8 @@ export interface Attempt extends Disposable {
   begin(): void;
   /** aborts when the time is over, or who asked wants no more */
   readonly signal: AbortSignal;
+  /** There was progress: the time begins anew. */
+  progress(): void;
   /** why it was ended from here; undefined: it was not */
   ended(what: string): SourceError | undefined;
   /** Its end, good or bad; may be repeated. */
@@ -32,16 +34,21 @@ export function newAttempt(
   const controller = new AbortController();
   let late = false;
   const onOuter = () => controller.abort(outer?.reason);
+  const onLate = () => {
+    late = true;
+    controller.abort(new DOMException("timed out", "TimeoutError"));
+  };
   let timer: ReturnType<typeof setTimeout> | undefined;
   if (outer?.aborted === true) onOuter();
   else outer?.addEventListener("abort", onOuter, { once: true });
   return {
     signal: controller.signal,
     begin() {
-      timer ??= setTimeout(() => {
-        late = true;
-        controller.abort(new DOMException("timed out", "TimeoutError"));
-      }, ms);
+      timer ??= setTimeout(onLate, ms);
+    },
+    progress() {
+      clearTimeout(timer);
+      timer = setTimeout(onLate, ms);
     },
     ended(what) {
       const reason: unknown = outer?.reason;

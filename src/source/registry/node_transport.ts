@@ -71,9 +71,13 @@ async function writeBody(
 
 /** Makes a transport; nothing is connected yet. */
 export function createNodeTransport(tls: TlsOptions): NodeTransport {
-  const pool = { keepAlive: true, maxFreeSockets: 64 };
   const agents = new Map<string, http.Agent>();
-  const newAgent = (secure: boolean, proxy: string): http.Agent => {
+  const newAgent = (
+    secure: boolean,
+    proxy: string,
+    keepAlive: boolean,
+  ): http.Agent => {
+    const pool = { keepAlive, maxFreeSockets: 64 };
     if (proxy !== "") {
       return secure
         ? new HttpsProxyAgent(proxy, { ...pool, ...tls })
@@ -81,12 +85,14 @@ export function createNodeTransport(tls: TlsOptions): NodeTransport {
     }
     return secure ? new https.Agent({ ...pool, ...tls }) : new http.Agent(pool);
   };
-  const agentOf = (url: URL): http.Agent => {
+  const agentOf = (url: URL, keepAlive: boolean): http.Agent => {
     const secure = url.protocol === "https:";
     const proxy = getProxyForUrl(url.href);
-    const key = `${secure} ${proxy}`;
+    const key = `${secure} ${keepAlive} ${proxy}`;
     let agent = agents.get(key);
-    if (agent === undefined) agents.set(key, agent = newAgent(secure, proxy));
+    if (agent === undefined) {
+      agents.set(key, agent = newAgent(secure, proxy, keepAlive));
+    }
     return agent;
   };
 
@@ -97,7 +103,9 @@ export function createNodeTransport(tls: TlsOptions): NodeTransport {
         const secure = url.protocol === "https:";
         const request = (secure ? https : http).request(url, {
           method,
-          agent: agentOf(url),
+          // A kept connection that ends while a body is sent is replaced
+          // by one on which nothing is sent.
+          agent: agentOf(url, body === undefined),
           headers: body === undefined
             ? headers
             : { ...headers, "content-length": String(body.length) },

@@ -11,7 +11,7 @@ import type { Auth } from "./auth.ts";
 import { discard } from "./body.ts";
 import { publicUrl, retryAfter, transportError } from "./errors.ts";
 import type { Hosts, Slot } from "./hosts.ts";
-import type { Transport } from "./transport.ts";
+import type { HttpRequest, Transport } from "./transport.ts";
 
 const HOPS_MAX = 8;
 
@@ -33,12 +33,15 @@ export interface Answer extends Disposable {
   [Symbol.dispose](): void;
 }
 
-/** What is asked. */
+/** What is asked, a GET by default. */
 export interface Get {
   /** for errors: `"read https://…"` */
   what: string;
   headers: Readonly<Record<string, string>>;
   attempt: Attempt;
+  /** where it is no GET */
+  method?: HttpRequest["method"];
+  body?: HttpRequest["body"];
 }
 
 /** True for an answer that sends one elsewhere. */
@@ -65,6 +68,8 @@ export async function getOnce(
     try {
       const response = await parts.transport.send({
         url,
+        ...(get.method === undefined ? {} : { method: get.method }),
+        ...(get.body === undefined ? {} : { body: get.body }),
         headers: authorization === undefined
           ? get.headers
           : { ...get.headers, authorization },

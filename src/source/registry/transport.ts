@@ -22,13 +22,20 @@ export interface TransportOptions {
   insecure?: readonly string[] | undefined;
 }
 
+/** A body; its chunks may be asked for again. */
+export interface HttpBody {
+  /** bytes */
+  length: number;
+  chunks: () => AsyncIterable<Uint8Array>;
+}
+
 /** A request; redirects are not followed. */
 export interface HttpRequest {
   url: URL;
-  method?: "GET" | "POST" | "PATCH" | "PUT" | "DELETE";
+  method?: "GET" | "POST" | "PATCH" | "PUT" | undefined;
   headers: Readonly<Record<string, string>>;
   /** with its length in bytes */
-  body?: { length: number; chunks: () => AsyncIterable<Uint8Array> };
+  body?: HttpBody | undefined;
   signal: AbortSignal;
 }
 

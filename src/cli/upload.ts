@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * `--upload` of `commit` and `merge` (spec/tools.md, sections 3 and 5).
+ *
+ * @module
+ */
+import { EXIT, ExitError, reason } from "./exit.ts";
+import { warnWithout } from "./original.ts";
+import type { Call } from "./program.ts";
+import { showProgress } from "./progress.ts";
+import type { Args } from "./table.ts";
+
+type UploadArgs = Pick<
+  Args<"merge">,
+  "upload" | "upload_bs" | "cred_file_path" | "tls_key_path" | "tls_cert_path"
+>;
+
+const CHUNK_KIB = 262144;
+
+/** The output cannot be uploaded. */
+export class UploadError extends Error {
+  override readonly name = "UploadError";
+
+  /** As the end of a command. */
+  asExit(call: Call, original: string): ExitError {
+    const what = call.original ? original : call.program;
+    return new ExitError(EXIT.failure, `${what}: ${this.message}`, {
+      cause: this.cause,
+    });
+  }
+}
+
+/** One upload of a command. */
+export interface Upload extends Disposable {
+  /** @throws {UploadError} */
+  send(fd: number, size: number, signal: AbortSignal): Promise<void>;
+  /** The digest: on stderr by the original's names, where callers read it. */
+  print(call: Call): void;
+}
+
+/** Says which options have no effect without `--upload`. */
+export function warnUpload(args: UploadArgs): void {
+  if (args.upload !== undefined) return;
+  const names = [
+    "upload_bs",
+    "cred_file_path",
+    "tls_key_path",
+    "tls_cert_path",
+  ];
+  warnWithout(
+    names.filter((name) => Reflect.get(args, name) !== undefined)
+      .map((name) => `--${name}`),
+    "without '--upload'",
+  );
+}
+
+/** What registries are spoken to with: options, else the configuration. */
+async function openClient(args: UploadArgs) {
+  const { readServiceConfig } = await import("../service/config.ts");
+  const { openRegistry, readIdentity } = await import(
+    "../service/registry.ts"
+  );
+  const settings = await readServiceConfig(undefined);
+  const { cred_file_path: path, tls_cert_path, tls_key_path } = args;
+  const given = tls_cert_path !== undefined || tls_key_path !== undefined;
+  const chosen = {
+    ...settings,
+    ...path === undefined ? {} : {
+      credentialConfig: { ...settings.credentialConfig, mode: "file", path },
+    },
+    ...given
+      ? { certConfig: { ...settings.certConfig, certFile: "", keyFile: "" } }
+      : {},
+  };
+  return openRegistry(
+    () => chosen,
+    (line) => console.error(line),
+    given
+      ? readIdentity(
+        "--tls_cert_path",
+        tls_cert_path ?? "",
+        "--tls_key_path",
+        tls_key_path ?? "",
+      )
+      : {},
+  );
+}
+
+/**
+ * Prepares an upload; undefined: none is asked for.
+ *
+ * @throws {UploadError} the options are wrong
+ */
+export async function newUpload(args: UploadArgs): Promise<Upload | undefined> {
+  const { upload: url } = args;
+  if (url === undefined) return undefined;
+  const chunk = (args.upload_bs ?? CHUNK_KIB) * 1024;
+  const fail = (cause: unknown): never => {
+    throw new UploadError(reason(cause), { cause });
+  };
+  const { parseHttpUrl } = await import("../source/registry/client.ts");
+  const { uploadBlob } = await import("../source/registry/upload.ts");
+  const client = await openClient(args).catch(fail);
+  let digest = "";
+  try {
+    parseHttpUrl(url);
+  } catch (error) {
+    client.close();
+    fail(error);
+  }
+  return {
+    async send(fd, size, signal) {
+      using bar = showProgress("upload");
+      const onProgress = (done: number) =>
+        bar.onProgress?.({ done, total: size, written: done });
+      const options = { url, fd, size, chunk, signal, onProgress };
+      try {
+        digest = await uploadBlob(client, options);
+      } catch (error) {
+        throw signal.aborted ? error : fail(error);
+      }
+    },
+    print({ original }) {
+      if (original) console.error(digest);
+      else console.log(digest);
+    },
+    [Symbol.dispose]: () => client.close(),
+  };
+}
