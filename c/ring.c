@@ -32,6 +32,7 @@
 #define CHUNK 16u            /* commands allocated at once */
 #define CHUNKS_MAX 4096u     /* ids have 16 bits */
 #define INLINE_IOVS 12u
+#define IOVS_KEPT 64u        /* allocated once for most sizes of request */
 #define PATTERN_BYTES (64u << 10)
 
 enum state { IDLE, RUNNING, QUEUED, ASKED, FINISHED };
@@ -179,6 +180,8 @@ static int room_for(struct command *cmd, uint32_t count)
 
 	if (count <= cmd->iov_room)
 		return 0;
+	if (count < IOVS_KEPT)
+		count = IOVS_KEPT;
 	iov = malloc(count * sizeof(*iov));
 	if (!iov)
 		return -ENOMEM;

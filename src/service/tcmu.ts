@@ -26,7 +26,7 @@ import {
   mapSize,
   setModule,
 } from "../device/tcmu/kernel.ts";
-import { scsiDevices } from "../device/tcmu/scsi_devices.ts";
+import { type ScsiDevices, scsiDevices } from "../device/tcmu/scsi_devices.ts";
 import { VERSION } from "../format/version.ts";
 import { createDevices as devicesByRequest } from "./devices.ts";
 import { startHttp } from "./http.ts";
@@ -136,46 +136,59 @@ function raiseLimits(log: Logger): void {
   }
 }
 
-/** Answers requests and looks after devices until the signal. */
-async function runUntil(
-  service: Service,
+/**
+ * Takes over what a former daemon left.  Netlink is open to new devices as
+ * soon as those are known and held back, or this fails.
+ */
+async function claimDevices(
   devices: TcmuDevices,
+  kernel: KernelPaths,
+  log: Logger,
+): Promise<Disposable> {
+  const blocked = await blockNetlink(kernel, log);
+  log.info(`current version: overlaybd/${VERSION}`);
+  try {
+    const netlink = joinNetlink();
+    await devices.claim();
+    return netlink;
+  } finally {
+    if (blocked) await setModule(kernel, "block_netlink", false);
+  }
+}
+
+/** Serves devices until the signal; then they are left to the next daemon. */
+async function serveDevices(
+  devices: TcmuDevices,
+  scsi: ScsiDevices,
   manager: Manager,
-  { signal, kernel = KERNEL }: TcmuOptions,
+  { signal, kernel, log }: Required<TcmuOptions> & { log: Logger },
 ): Promise<void> {
-  const { log } = service;
-  const scsi = scsiDevices(kernel);
-  let ready = true;
-  const http = await startHttp(service, {
-    devices: devicesByRequest(service, [tcmuKind(service, devices, scsi)]),
-    ready: () => ready,
-  });
+  using _netlink = await claimDevices(devices, kernel, log);
+  const handleAll = () => drainEvents().forEach(devices.handle);
+  using _events = onWake("event", handleAll);
   const letGo = async () => {
     if (!await blockNetlink(kernel, log)) return;
     await setModule(kernel, "block_netlink", false);
   };
   using _lost = watchLost(devices, letGo, log);
   using _disks = watchDisks(devices, scsi, log);
+  devices.adopt();
   manager.ready();
   await ended(signal);
   log.info("sigint received");
-  ready = false;
   manager.stopping();
-  // No device comes or goes by request any more.
-  await http.close();
+  await devices.close(GRACE_MS);
+  handleAll();
+  log.info("main loop exited");
 }
 
-/** Serves devices until the signal; then they are left to the next daemon. */
-async function serveDevices(
+/** Answers by HTTP as well, from before there are devices to after. */
+async function runDaemon(
   service: Service,
-  options: TcmuOptions,
+  { signal, kernel = KERNEL }: TcmuOptions,
 ): Promise<void> {
   const { log } = service;
-  const { kernel = KERNEL } = options;
   using manager = serviceManager(log.warn);
-  const blocked = await blockNetlink(kernel, log);
-  log.info(`current version: overlaybd/${VERSION}`);
-  using _netlink = joinNetlink();
   using router = createRouter();
   const devices = createDevices({
     kernel,
@@ -184,16 +197,34 @@ async function serveDevices(
     openRing: (...args) => openRing(kernel, ...args),
     route: router.route,
   }, replyEvent);
-  await devices.claim();
-  if (blocked) await setModule(kernel, "block_netlink", false);
-  using _events = onWake("event", () => drainEvents().forEach(devices.handle));
-  devices.adopt();
+  const scsi = scsiDevices(kernel);
+  const http = await startHttp(service, {
+    devices: devicesByRequest(service, [tcmuKind(service, devices, scsi)]),
+    ready: () => !signal.aborted,
+  });
   try {
-    await runUntil(service, devices, manager, options);
+    await serveDevices(devices, scsi, manager, { signal, kernel, log });
   } finally {
-    await devices.close(GRACE_MS);
+    await http.close();
   }
-  log.info("main loop exited");
+}
+
+/** Nothing that one device or client does ends the service of all others. */
+function surviveErrors(log: Logger): Disposable {
+  const survive = (event: PromiseRejectionEvent | ErrorEvent) => {
+    event.preventDefault();
+    const error = event instanceof ErrorEvent ? event.error : event.reason;
+    const text = error instanceof Error ? error.stack ?? error.message : error;
+    log.error(`unexpected: ${String(text)}`);
+  };
+  globalThis.addEventListener("unhandledrejection", survive);
+  globalThis.addEventListener("error", survive);
+  return {
+    [Symbol.dispose]() {
+      globalThis.removeEventListener("unhandledrejection", survive);
+      globalThis.removeEventListener("error", survive);
+    },
+  };
 }
 
 /**
@@ -207,9 +238,10 @@ export async function serveTcmu(
 ): Promise<void> {
   const { log } = service;
   using _lock = lockHost(options.kernel ?? KERNEL);
+  using _survive = surviveErrors(log);
   raiseLimits(log);
   try {
-    await serveDevices(service, options);
+    await runDaemon(service, options);
     log.info("tcmulib closed");
   } finally {
     await service.close().catch((error) =>

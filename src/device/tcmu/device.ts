@@ -133,6 +133,8 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
   const ending = new AbortController();
   let disk: Disk | undefined;
   let claimed = false;
+  /** the last attempt; short once the device is ending */
+  let opening: Promise<void> = Promise.resolve();
 
   /** @throws {DeviceError} */
   const openImage = async (argument: DeviceArgument): Promise<TcmuImage> => {
@@ -162,7 +164,7 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
     await image.writeResult();
   };
 
-  const open = async (): Promise<void> => {
+  const openOnce = async (): Promise<void> => {
     const started = performance.now();
     const argument = argumentOf(uio);
     const image = await openImage(argument);
@@ -175,6 +177,12 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
           "fsync inside the disk promises is not kept after a power cut",
       );
     }
+  };
+
+  const open = (): Promise<void> => {
+    const attempt = openOnce();
+    opening = attempt.catch(() => {});
+    return attempt;
   };
 
   /** An action on the device; what cannot be done is said. */
@@ -231,7 +239,8 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
       for (let ms = RETRY_FIRST_MS; !ending.signal.aborted;) {
         try {
           await open();
-          if (claimed) await action("block_dev", 0);
+          const stays = !ending.signal.aborted;
+          if (claimed && stays) await action("block_dev", 0);
           return;
         } catch (error) {
           if (error instanceof EndedError) return;
@@ -272,10 +281,12 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
     end: () => ending.abort(),
     async remove() {
       ending.abort();
+      await opening;
       await closeDisk(0);
     },
     async leave(graceMs) {
       ending.abort();
+      await opening;
       const blocked = claimed && disk === undefined ||
         await action("block_dev", 1);
       await closeDisk(graceMs);

@@ -61,6 +61,8 @@ function isOurs({ config }: TcmuName): boolean {
 export function createDevices(around: Around, reply: Reply): TcmuDevices {
   const { kernel, log } = around;
   const entries = new Map<number, Entry>();
+  /** what is still done to a device whose minor may be used again */
+  const leaving = new Map<number, Promise<void>>();
   let closing = false;
   /** unknown minors of the last look: named, for one may be reused */
   let strangers = new Map<number, string>();
@@ -80,7 +82,7 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
     const entry = {
       device: createDevice(uio, around),
       index,
-      queue: Promise.resolve(),
+      queue: leaving.get(uio.minor) ?? Promise.resolve(),
     };
     entries.set(uio.minor, entry);
     return entry;
@@ -141,6 +143,11 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
     forget(known);
     known.device.end();
     enqueue(known, event, (device) => device.remove());
+    const { queue } = known;
+    leaving.set(event.minor, queue);
+    queue.then(() => {
+      if (leaving.get(event.minor) === queue) leaving.delete(event.minor);
+    });
   };
 
   const removeLost = (entry: Entry) => {
