@@ -14,6 +14,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { describeEngine } from "../../ffi/engine.ts";
 import { benchCrc, benchLookup, benchOpen } from "./bench_index.ts";
+import { benchCold } from "./bench_cold.ts";
 import { benchCommands } from "./bench_commands.ts";
 import { benchReads } from "./bench_reads.ts";
 import { benchServe } from "./bench_serve.ts";
@@ -29,6 +30,7 @@ const GROUPS: Readonly<Record<string, (dir: string) => Promise<Result[]>>> = {
   reads: benchReads,
   commands: benchCommands,
   serve: benchServe,
+  cold: benchCold,
 };
 
 function verdict(result: Result): string {

@@ -103,3 +103,27 @@ export async function makeFlat(
   await image.close();
   writeFileSync(path, bytes);
 }
+
+/** One compressed layer of a disk that is full of `sample`; its path. */
+export async function makeDiskLayer(
+  dir: string,
+  size: number,
+  sample: Uint8Array<ArrayBuffer>,
+): Promise<string> {
+  const [data, index, output] = ["data", "index", "layer"]
+    .map((name) => join(dir, name)) as [string, string, string];
+  await createUpper({ data, index, virtualSize: BigInt(size), kind: "log" });
+  const image = await openImage(
+    parseImageConfig({ upper: { data, index } }, dir),
+  );
+  for (let at = 0; at < size; at += sample.length) {
+    writeDevice(image.device, sample, at);
+  }
+  await flushDevice(image.device);
+  await image.close();
+  const zfile: ZfileOptions = { algorithm: "lz4", blockSize: PAGE };
+  await commitLayer({ data, index, output, zfile });
+  Deno.removeSync(data);
+  Deno.removeSync(index);
+  return output;
+}
