@@ -95,6 +95,8 @@ async function boot(script: string, options: GuestOptions): Promise<Boot> {
   ]);
   const tail = stderr.split("\n").slice(-60).join("\n");
   if (Deno.env.has("VM_VERBOSE")) console.log(stdout + stderr);
+  // What was measured.
+  for (const line of stdout.match(/^# .*$/mg) ?? []) console.log(line);
   return { found: outcomes(stdout, stderr), tail, code };
 }
 
