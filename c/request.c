@@ -215,6 +215,16 @@ struct area {
 	size_t used;         /* of *iov */
 };
 
+/* A block that stays bad is TypeScript's to give up, unit by unit; this ends
+ * a request that nobody ends: so often for each of its units, however small
+ * they are. */
+static uint64_t corrupt_tries(const struct obd_request *req)
+{
+	uint64_t units = req->length / 4096;
+
+	return CORRUPT_TRIES * (units ? units : 1);
+}
+
 /* -ENODATA also for a bad block that is worth another fetch. */
 static int read_source(struct obd_request *req, struct obd_source *src,
 		       void *buf, uint64_t n, uint64_t at, enum obd_try how)
@@ -224,7 +234,7 @@ static int read_source(struct obd_request *req, struct obd_source *src,
 	if (obd_likely(err != -EUCLEAN))
 		return err;
 	obd_count(req->dev, ST_CORRUPT, 1);
-	if (obd_source_is_local(src) || req->tries >= CORRUPT_TRIES)
+	if (obd_source_is_local(src) || req->tries >= corrupt_tries(req))
 		return err;
 	req->tries++;
 	return -ENODATA;

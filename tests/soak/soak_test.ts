@@ -3,6 +3,7 @@
  * The long forms of tests that `make test` runs short: more kills, more
  * states after power loss, more programs.
  */
+import { cacheKillLoop, networkLoop } from "../fault/cache_loops.ts";
 import { killLoop, snapshotKillLoop } from "../fault/kill_loop.ts";
 import { mustRun, ROOT } from "../lib/env.ts";
 import { chooseSeed, numberFromEnv } from "../lib/random.ts";
@@ -20,6 +21,21 @@ Deno.test("kill -9 amid snapshots under NBD writes, many times", async () => {
   const seed = chooseSeed();
   console.log(`SEED=${seed}`);
   await snapshotKillLoop({ rounds: 20 * TIMES, seed });
+});
+
+for (const zfile of [true, false]) {
+  const what = zfile ? "with checksums" : "without";
+  Deno.test(`a network that misbehaves at random, ${what}, for long`, async () => {
+    const seed = chooseSeed();
+    console.log(`SEED=${seed}`);
+    await networkLoop({ ms: 30_000 * TIMES, seed, zfile });
+  });
+}
+
+Deno.test("kill -9 amid fills and evictions of the cache, many times", async () => {
+  const seed = chooseSeed();
+  console.log(`SEED=${seed}`);
+  await cacheKillLoop({ rounds: 20 * TIMES, seed });
 });
 
 async function again(

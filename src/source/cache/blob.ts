@@ -34,8 +34,8 @@ const EUCLEAN = 117;
 const WRONG_TRIES = 3;
 /** A damaged unit is fetched again this often before it is an error. */
 const CORRUPT_TRIES = 3;
-/** Damage this long ago says nothing about now. */
-const CORRUPT_MEMORY_MS = 60_000;
+/** What was sound for so long since it came is damaged for the first time. */
+const CORRUPT_MEMORY_MS = 5_000;
 
 /** What a blob is opened with. */
 export interface BlobOptions extends FetchParts {
@@ -173,6 +173,8 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
       for (let i = first; i < first + n; i++) {
         if (!hasBit(here, i)) left--;
         putBit(here, i, true);
+        const before = damage.get(i);
+        if (before !== undefined) before.at = Date.now();
         if (lastUsed !== undefined) lastUsed[i] = Date.now() / 1000;
       }
       if (left === 0 && kept && media.spilled().size === 0) options.onWhole();
