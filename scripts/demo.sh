@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # An image from file system to mount: two compressed layers and a writable
 # one, served over NBD, read by programs that know nothing of overlaybd, and
-# every file compared.  Leaves nothing behind.
+# every file compared; then the same layers from a registry, read lazily.
+# Leaves nothing behind.
 #
 # OVERLAYBD_BIN names the executable.  DEMO_MODE=mount|fuse|plain forces how
 # the image is read (by default the first that works): mounted, through FUSE
@@ -17,7 +18,7 @@ PATH=$PATH:/usr/sbin:/sbin
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/overlaybd-demo.XXXXXX")
 log=$work/log
 mkdir "$work/fuse" "$work/mnt" "$work/tree"
-server='' fuse='' mounted=''
+server='' fuse='' mounted='' registry=''
 
 # As root, or with sudo; without both, nothing is mounted.
 root=yes
@@ -46,6 +47,10 @@ stop_server() {
 	server=''
 	wait "$pid"
 }
+stop_registry() {
+	[ -z "$registry" ] || kill "$registry" 2>/dev/null || true
+	registry=''
+}
 clean_up() {
 	local code=$?
 	trap - EXIT INT TERM
@@ -53,6 +58,7 @@ clean_up() {
 	stop_mount
 	stop_fuse
 	stop_server
+	stop_registry
 	if [ "$code" -ne 0 ] && [ "$code" -ne 130 ]; then
 		echo "demo failed (exit $code); the last it said:" >&2
 		tail -n 20 "$log" >&2
@@ -91,10 +97,13 @@ used_by() { echo $(($(stat -c '%b * %B' "$1"))); }
 # ---- steps -----------------------------------------------------------------
 overlaybd() { "$bin" "$@" >>"$log"; }
 
-# serve CONFIG: sets $server and $uri
+# serve CONFIG [OPTION...]: sets $server and $uri
 serve() {
+	local config=$1
+	shift
 	: >"$work/ready"
-	"$bin" serve --nbd "$work/nbd.sock" "$1" >"$work/ready" 2>>"$log" &
+	"$bin" serve --nbd "$work/nbd.sock" "$@" "$config" >"$work/ready" \
+		2>>"$log" &
 	server=$!
 	for _ in $(seq 200); do
 		uri=$(sed -n 's/^ready //p' "$work/ready")
@@ -211,6 +220,69 @@ copy_difference() {
 		args+=(-c "write -s $work/pieces/$offset $offset $length")
 	done < <("$bin" diff "$old" "$from" | awk '/^ *[0-9]+ +[0-9]+$/')
 	qemu-io -f raw "${args[@]}" -c flush "$uri" >>"$log" 2>&1
+}
+
+# A port that nobody listens on.
+free_port() {
+	local port
+	for port in $(shuf -i 20000-32000 -n 50); do
+		(: <"/dev/tcp/127.0.0.1/$port") 2>>"$log" ||
+			{ echo "$port"; return; }
+	done
+}
+
+# Debian's docker-registry on loopback: sets $registry and $repository
+start_registry() {
+	local port
+	port=$(free_port)
+	repository=http://127.0.0.1:$port/v2/demo
+	cat >"$work/registry.yml" <<-END
+	version: 0.1
+	log: {level: error}
+	storage: {filesystem: {rootdirectory: $work/registry}}
+	http: {addr: "127.0.0.1:$port"}
+	END
+	docker-registry serve "$work/registry.yml" >>"$log" 2>&1 &
+	registry=$!
+	for _ in $(seq 200); do
+		! curl -sf -o "$work/answer" "${repository%/demo}/" || return 0
+		kill -0 "$registry" 2>/dev/null || break
+		sleep 0.05
+	done
+	echo "docker-registry did not start" >>"$log"
+	return 1
+}
+
+# push FILE: into the registry as a blob; prints its digest
+push() {
+	local digest location
+	digest=sha256:$(sha256sum <"$1" | cut -d' ' -f1)
+	location=$(curl -sf -X POST -o "$work/answer" -D - \
+		"$repository/blobs/uploads/" |
+		sed -n 's/^[Ll]ocation: *\([^\r]*\).*/\1/p')
+	curl -sf -X PUT -o "$work/answer" -T "$1" \
+		-H 'Content-Type: application/octet-stream' \
+		"$location&digest=$digest"
+	echo "$digest"
+}
+
+# Twenty of the image's files, from all over it: "found" as sums() prints.
+read_some() {
+	local disk=$1 path
+	case $mode in
+	mount)
+		as_root mount -o loop,ro,noload "$disk" "$work/mnt"
+		mounted=1
+		(cd "$work/mnt" && as_root xargs -d '\n' sha256sum <"$work/some")
+		stop_mount
+		;;
+	fuse)
+		while IFS= read -r path; do
+			as_root debugfs -R "cat \"$path\"" "$disk" 2>>"$log" |
+				sha256sum | sed "s,-\$,$path,"
+		done <"$work/some"
+		;;
+	esac
 }
 
 [ -x "$bin" ] || { echo "no $bin: run make build" | tee "$log" >&2; exit 1; }
@@ -340,4 +412,51 @@ if ! cmp -s expected found; then
 fi
 line "sha256 of every file" \
 	"${green}all $(wc -l <found) the same${off}, $(since "$t")"
+
+if command -v docker-registry >/dev/null && command -v curl >/dev/null; then
+	title "The same layers from a registry, read as they are needed"
+	start_registry
+	t=$(now)
+	digest1=$(push layer1)
+	digest2=$(push layer2)
+	pushed=$(($(size_of layer1) + $(size_of layer2)))
+	line "docker-registry, both layers pushed" \
+		"$(human "$pushed"), $(since "$t")"
+	cat >remote.json <<-END
+	{"repoBlobUrl": "$repository/blobs",
+	 "lowers": [{"digest": "$digest1", "size": $(size_of layer1)},
+	            {"digest": "$digest2", "size": $(size_of layer2)}]}
+	END
+	cat >service.json <<-END
+	{"cacheConfig": {"cacheType": "file", "cacheDir": "$work/cache"},
+	 "logPath": "", "enableAudit": false}
+	END
+	fetched() { du -s --block-size=1 cache | cut -f1; }
+	t=$(now)
+	serve remote.json --service_config_path service.json
+	line "opened, nothing pulled" "$(human "$(fetched)") fetched, $(since "$t")"
+	t=$(now)
+	if [ "$mode" = plain ]; then
+		qemu-io -r -f raw -c "read 64M 8M" -c "read 256M 8M" "$uri" \
+			>>"$log" 2>&1
+		line "16 MiB read" "$(human "$(fetched)") fetched, $(since "$t")"
+	else
+		awk 'NR % 400 == 7 && !/["\\]/' expected | head -n 20 |
+			sed 's/^[^ ]*  //' >some
+		grep -Ff some expected | sort >some.expected
+		start_fuse
+		read_some fuse/nbd | sort >some.found
+		stop_fuse
+		grep -Fxf some.found some.expected | cmp -s - some.found ||
+			{ echo "files from the registry differ" >&2; exit 1; }
+		line "$(wc -l <some.found) files read, their sha256 the same" \
+			"$(human "$(fetched)") fetched, $(since "$t")"
+		line "of the image" "$(awk -v a="$(fetched)" -v b="$pushed" \
+			'BEGIN { printf "%.0f %%", 100 * a / b }')"
+	fi
+	stop_server
+	stop_registry
+else
+	note "no docker-registry: the part that reads from one is left out"
+fi
 note "everything in $(since "$start"); nothing is left behind"

@@ -32,6 +32,8 @@ packages=(
 	# to test
 	clang llvm libnbd-bin nbdkit qemu-utils e2fsprogs fuse3 fio g++
 	debootstrap util-linux psmisc file mandoc
+	# servers of the tests and the demo
+	docker-registry nginx-light openssl curl
 	# to test in a virtual machine
 	qemu-system-x86 busybox-static kmod xz-utils sg3-utils xfsprogs
 	erofs-utils open-iscsi sudo ca-certificates
