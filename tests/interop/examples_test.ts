@@ -18,3 +18,23 @@ Deno.test("the README's five minutes, from an empty layer to a mount", {
   match(stdout, /sound/);
   match(stdout, /different/);
 });
+
+Deno.test("a live snapshot, as its page says, step by step", {
+  ignore: !have("qemu-io") || !have("curl"),
+}, async () => {
+  using dir = tempDir();
+  const { code, stdout, stderr } = await runExamples("docs/snapshot.md", dir);
+  equal(code, 0, stderr + stdout);
+  match(stdout, /"success": true/);
+  match(stdout, /sound/);
+});
+
+Deno.test("the API's page: attach, grow, look, detach", {
+  ignore: !have("nbdinfo") || !have("curl"),
+}, async () => {
+  using dir = tempDir();
+  const { code, stdout, stderr } = await runExamples("docs/api.md", dir);
+  equal(code, 0, stderr + stdout);
+  match(stdout, /^2147483648$/m);
+  match(stdout, /web is detached/);
+});

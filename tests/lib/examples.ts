@@ -6,7 +6,11 @@
  * @module
  */
 import { join } from "node:path";
+import { freePort } from "./daemons.ts";
 import { type Ended, ROOT, run, type TempDir, toolCommand } from "./env.ts";
+
+/** The default ports of the documentation, and free ones in their place. */
+const PORTS = /\b986[234]\b/g;
 
 /** The marked blocks of a page. */
 export function examples(page: string): string[] {
@@ -38,11 +42,19 @@ export async function runExamples(page: string, dir: TempDir): Promise<Ended> {
   );
   const cwd = dir.file("here");
   Deno.mkdirSync(cwd);
+  const ports = new Map<string, string>();
+  const free = (port: string) => {
+    const given = ports.get(port) ?? `${freePort()}`;
+    ports.set(port, given);
+    return given;
+  };
   const script = [
     "set -eu",
     "end() { c=$?; set +e; kill $(jobs -p) 2>/dev/null; wait; exit $c; }",
     "trap end EXIT",
-    ...examples(page).map((block) => block + untilListening(block)),
+    ...examples(page).map((block) =>
+      block.replace(PORTS, free) + untilListening(block)
+    ),
   ].join("\n");
   const path = `${bin}:${Deno.env.get("PATH") ?? ""}:/usr/sbin:/sbin`;
   const apart = Deno.uid() === 0 ? ["unshare", "-m"] : [];
