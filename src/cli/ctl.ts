@@ -152,6 +152,36 @@ const RUN: Readonly<Record<CtlAction, (work: Work) => Promise<Result>>> = {
     const now = formatBytes(Number(value["bytes"]));
     return { value, show: line(`${name} has ${now}`) };
   },
+  async snapshot({ ask, words: [name, config = ""] }) {
+    const value = await ask("POST", `${await pathOf(ask, name)}/snapshot`, {
+      config: fullPath(config),
+    });
+    const pause = (Number(value["pauseUs"]) / 1000).toFixed(1);
+    return { value, show: line(`${name}: writes waited ${pause} ms`) };
+  },
+  async downloads({ ask }) {
+    const value = await ask("GET", "/v1/downloads");
+    const rows = list(value["downloads"]).flatMap((download) =>
+      list(download["layers"]).map((layer) => [
+        text(download["device"]),
+        text(layer["state"]),
+        formatBytes(Number(layer["done"])),
+        formatBytes(Number(layer["bytes"])),
+        text(layer["dir"]),
+      ])
+    );
+    const titles = ["DEVICE", "STATE", "DONE", "OF", "DIRECTORY"];
+    return { value, show: () => printTable(titles, rows) };
+  },
+  async prefetches({ ask }) {
+    const value = await ask("GET", "/v1/prefetches");
+    const rows = list(value["prefetches"]).map((replay) =>
+      ["device", "state", "done", "fetches", "failed", "trace"]
+        .map((name) => text(replay[name]))
+    );
+    const titles = ["DEVICE", "STATE", "DONE", "OF", "FAILED", "TRACE"];
+    return { value, show: () => printTable(titles, rows) };
+  },
   async images({ ask }) {
     const value = await ask("GET", "/v1/images");
     const rows = list(value["images"]).flatMap((image) =>

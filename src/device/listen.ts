@@ -91,6 +91,9 @@ async function clearStale(path: string): Promise<void> {
   unlinkPath(path);
 }
 
+/** Clients that may wait to be accepted; a unix socket refuses all others. */
+const BACKLOG = 1024;
+
 /** A listening socket. */
 export interface Listening {
   fd: number;
@@ -115,7 +118,7 @@ export async function listenUnix(
   const umask = mode === undefined ? undefined : Deno.umask(0o777 & ~mode);
   let fd: number;
   try {
-    fd = listenFd(`unix:${path}`);
+    fd = listenFd(`unix:${path}`, BACKLOG);
   } finally {
     if (umask !== undefined) Deno.umask(umask);
   }
@@ -144,7 +147,7 @@ export async function listenTcp(
 ): Promise<Listening> {
   const ip = await resolveHost(host);
   allow(ip);
-  const fd = listenFd(`tcp:${hostText(ip)}:${port}`);
+  const fd = listenFd(`tcp:${hostText(ip)}:${port}`, BACKLOG);
   return {
     fd,
     address: { kind: "tcp", host: ip, port: portOfFd(fd) },

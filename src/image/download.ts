@@ -16,8 +16,21 @@ import { type ImageAudit, type ImageLog, reasonOf } from "./log.ts";
 import { createPace, sleep } from "./pace.ts";
 import type { ShownView } from "./view.ts";
 
+/** How far one layer is. */
+export interface LayerProgress {
+  url: string;
+  dir: string;
+  /** of the whole layer */
+  bytes: number;
+  /** brought by this download; of a layer that is done, all */
+  done: number;
+  state: "waiting" | "running" | "done" | "failed";
+}
+
 /** A download that goes on. */
 export interface Download {
+  /** in the order in which layers are brought */
+  readonly layers: readonly Readonly<LayerProgress>[];
   /** resolves when it has ended, whatever way; never rejects */
   readonly ended: Promise<void>;
   /** Ends it at once; what has come stays for the next time. */
@@ -77,15 +90,24 @@ async function aloneIn<T>(
 interface Candidate {
   layer: OpenLower;
   remote: NonNullable<OpenLower["remote"]>;
+  progress: LayerProgress;
+}
+
+function progressOf(
+  { url, dir, blob }: NonNullable<OpenLower["remote"]>,
+): LayerProgress {
+  return { url, dir, bytes: blob.size, done: 0, state: "waiting" };
 }
 
 /** Remote lowers with a directory, in the order in which they were opened. */
 function candidatesOf(stack: OpenStack): Candidate[] {
   return stack.lowers
     .flatMap((layer) =>
-      layer.remote === undefined || layer.remote.dir === ""
-        ? []
-        : [{ layer, remote: layer.remote }]
+      layer.remote === undefined || layer.remote.dir === "" ? [] : [{
+        layer,
+        remote: layer.remote,
+        progress: progressOf(layer.remote),
+      }]
     )
     .sort((a, b) => a.remote.nr - b.remote.nr);
 }
@@ -152,6 +174,7 @@ async function bringLayer(
   let forced = false;
   for (let attempt = 1; attempt <= settings.tryCnt; attempt++) {
     if (exists(commit)) return true;
+    candidate.progress.done = 0;
     try {
       await fetchLayer({
         ...{ url, blob, dir, digest, blockSize, requestSize, forced, pace },
@@ -198,17 +221,26 @@ async function work(
   };
   await sleep(delayMs, signal);
   for (const candidate of candidates) {
-    const { dir, digest, url } = candidate.remote;
+    const { remote: { dir, digest, url }, progress } = candidate;
     if (!/^sha256:[0-9a-f]{64}$/.test(digest)) {
       log.warn(`${url} is not downloaded: its digest is no sha256`);
+      progress.state = "failed";
       continue;
     }
+    progress.state = "running";
+    const paced = async (bytes: number) => {
+      await pace(bytes);
+      // What is asked for twice comes once.
+      progress.done = Math.min(progress.done + bytes, progress.bytes);
+    };
     const here = await aloneIn(
       dir,
       signal,
-      () => bringLayer(candidate, options, pace, signal),
+      () => bringLayer(candidate, options, paced, signal),
     );
+    progress.state = here ? "done" : "failed";
     if (!here) continue;
+    progress.done = progress.bytes;
     const { commit } = layerPaths(dir);
     try {
       await options.alone(() =>
@@ -253,6 +285,7 @@ export function startDownload(options: DownloadOptions): Download | undefined {
   const ended = run();
   return {
     ended,
+    layers: candidates.map(({ progress }) => progress),
     close() {
       stop.abort();
       return ended;

@@ -24,8 +24,20 @@ const MAX_OF_BLOB = 12;
 /** A trace that is longer is not replayed: 2.8 million records. */
 const MAX_TRACE = 64 << 20;
 
+/** How far a replay is. */
+export interface ReplayProgress {
+  /** trace or list */
+  path: string;
+  /** fetches that it comes to; undefined: not known yet */
+  fetches: number | undefined;
+  done: number;
+  failed: number;
+  state: "running" | "done" | "failed";
+}
+
 /** A replay that goes on. */
 export interface Replay {
+  readonly progress: Readonly<ReplayProgress>;
   /** resolves when it has ended, whatever way; never rejects */
   readonly ended: Promise<void>;
   /** Ends it at once. */
@@ -81,20 +93,21 @@ function createQueue(fetches: readonly Fetch[]): {
 async function fetchAll(
   fetches: readonly Fetch[],
   { stack, concurrency, log }: ReplayOptions,
+  progress: ReplayProgress,
   signal: AbortSignal,
 ): Promise<void> {
   const queue = createQueue(fetches);
   const running = new Set<Promise<void>>();
-  let failed = 0;
   const run = async (fetch: Fetch) => {
     const { layer, blob, at, length } = fetch;
     try {
       // A layer that is local by now needs nothing.
-      if (stack.lowers[layer]?.remote?.blob !== blob) return;
-      await unlessAborted(blob.prefetch(at, length), signal);
+      const gone = stack.lowers[layer]?.remote?.blob !== blob;
+      if (!gone) await unlessAborted(blob.prefetch(at, length), signal);
+      progress.done++;
     } catch (error) {
       if (signal.aborted) return;
-      if (failed++ === 0) log.warn(`Prefetch: ${reasonOf(error)}`);
+      if (progress.failed++ === 0) log.warn(`Prefetch: ${reasonOf(error)}`);
     } finally {
       queue.done(fetch);
     }
@@ -108,6 +121,7 @@ async function fetchAll(
     } else if (running.size > 0) await Promise.race(running);
     else break;
   }
+  const { failed } = progress;
   if (failed > 1) log.warn(`Prefetch: ${failed} fetches failed`);
 }
 
@@ -136,6 +150,7 @@ async function listedRanges(
 
 async function replay(
   options: ReplayOptions,
+  progress: ReplayProgress,
   signal: AbortSignal,
 ): Promise<void> {
   const { stack, path, concurrency, log } = options;
@@ -161,7 +176,8 @@ async function replay(
       `layers, concurrency ${concurrency}`,
   );
   const fetches = await planFetches(stack.lowers, ranges, signal);
-  await fetchAll(fetches, options, signal);
+  progress.fetches = fetches.length;
+  await fetchAll(fetches, options, progress, signal);
   if (signal.aborted) return;
   log.info(
     `Prefetch: Replay ${ranges.length} records done, time cost ${
@@ -173,13 +189,24 @@ async function replay(
 /** Starts to fetch what a trace or a list names. */
 export function startReplay(options: ReplayOptions): Replay {
   const stop = new AbortController();
-  const ended = replay(options, stop.signal).catch((error) => {
+  const progress: ReplayProgress = {
+    path: options.path,
+    fetches: undefined,
+    done: 0,
+    failed: 0,
+    state: "running",
+  };
+  const ended = replay(options, progress, stop.signal).then(() => {
+    progress.state = progress.fetches === undefined ? "failed" : "done";
+  }, (error) => {
+    progress.state = "failed";
     if (stop.signal.aborted) return;
     options.log.error(
       `Prefetch: cannot replay ${options.path}: ${reasonOf(error)}`,
     );
   });
   return {
+    progress,
     ended,
     close() {
       stop.abort();

@@ -5,6 +5,7 @@
  * @module
  */
 import { flushDevice } from "../../ffi/engine.ts";
+import type { SnapshotReport } from "../image/snapshot.ts";
 import { RequestError } from "./refusal.ts";
 import { resizeServed } from "./resize.ts";
 import type { ServedImage, Service, Transport } from "./service.ts";
@@ -50,6 +51,8 @@ export interface Devices {
   detach(id: number, force: boolean): Promise<void>;
   /** Everything that was written is on disk. */
   flush(id: number): Promise<void>;
+  /** @throws {RequestError | SnapshotError} */
+  snapshot(id: number, newPath: string): Promise<SnapshotReport>;
   /** @throws {RequestError} not-found, invalid, unsupported */
   resize(id: number, bytes: number): Promise<void>;
 }
@@ -131,6 +134,8 @@ export function createDevices(
         await kind.detach(served);
       }),
     flush: (id) => flushDevice(get(id).image.device),
+    snapshot: (id, newPath) =>
+      change(id, (served) => service.snapshot(served, newPath)),
     resize: (id, bytes) => change(id, (served) => resizeServed(served, bytes)),
   };
 }

@@ -32,13 +32,31 @@ function parsed(text: string): unknown {
   }
 }
 
+/** A unix socket that 512 wait at has no room: what blocks would wait. */
+function hasNoRoom(error: unknown): boolean {
+  return error instanceof Error && "code" in error && error.code === "EAGAIN";
+}
+
 /**
  * Sends one request.
  *
  * @param to `unix:/path`, `http://127.0.0.1:1`, `https://...`
  * @param tls `ca`, `cert`, `key` and the like
  */
-export function ask(
+export async function ask(
+  ...request: Parameters<typeof askOnce>
+): Promise<Answer> {
+  for (;;) {
+    try {
+      return await askOnce(...request);
+    } catch (error) {
+      if (!hasNoRoom(error)) throw error;
+      await new Promise((done) => setTimeout(done, 10));
+    }
+  }
+}
+
+function askOnce(
   to: string,
   method: string,
   path: string,
@@ -103,7 +121,11 @@ export async function rawHttp(
     });
   const encoder = new TextEncoder();
   for (const chunk of chunks) {
-    await connection.write(encoder.encode(chunk));
+    try {
+      await connection.write(encoder.encode(chunk));
+    } catch {
+      break; // It has hung up: what did it say?
+    }
     if (pauseMs > 0) await new Promise((done) => setTimeout(done, pauseMs));
   }
   const decoder = new TextDecoder();

@@ -12,6 +12,7 @@ import { daemonRoutes } from "./daemon.ts";
 import { deviceRoutes } from "./devices.ts";
 import { imageRoutes } from "./images.ts";
 import { problem, problemOf } from "./problem.ts";
+import { taskRoutes } from "./tasks.ts";
 
 /** Bytes of a request's body: none needs more. */
 const BODY_MAX = 64 << 10;
@@ -56,6 +57,7 @@ export function createApi(context: ApiContext): OpenAPIHono {
   });
   app.route("/", deviceRoutes(context));
   app.route("/", imageRoutes(context));
+  app.route("/", taskRoutes(context));
   app.route("/", daemonRoutes(context));
   app.doc31("/openapi.json", {
     openapi: "3.1.0",

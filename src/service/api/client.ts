@@ -58,7 +58,27 @@ function placeOf(address: string): Record<string, string> {
     : { host: host.replace(/^\[|\]$/g, "") || "127.0.0.1", port };
 }
 
+/** A unix socket that too many wait at: not for long. */
+const CROWDED_TRIES = 50;
+const CROWDED_MS = 20;
+
 async function send(
+  ...request: Parameters<typeof sendOnce>
+): Promise<RawAnswer> {
+  for (let left = CROWDED_TRIES;; left--) {
+    try {
+      return await sendOnce(...request);
+    } catch (error) {
+      const cause = error instanceof Error ? error.cause : undefined;
+      const crowded = cause instanceof Error && "code" in cause &&
+        cause.code === "EAGAIN";
+      if (!crowded || left === 0) throw error;
+      await new Promise((done) => setTimeout(done, CROWDED_MS));
+    }
+  }
+}
+
+async function sendOnce(
   target: ApiTarget,
   method: string,
   path: string,

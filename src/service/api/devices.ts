@@ -173,6 +173,40 @@ const resize = createRoute({
   responses: { 200: json(deviceSchema, "It has grown."), ...otherwise },
 });
 
+const snapshot = createRoute({
+  method: "post",
+  path: "/v1/devices/{id}/snapshot",
+  summary: "Seal the writable layer, and go on in a fresh one",
+  request: {
+    params: idParam,
+    body: {
+      required: true,
+      content: {
+        "application/json": {
+          schema: z.strictObject({
+            config: path.openapi({
+              description: "the image as it will be: the old upper is its " +
+                "topmost lower; it takes the place of the old configuration",
+            }),
+          }).openapi("Snapshot"),
+        },
+      },
+    },
+  },
+  responses: {
+    200: json(
+      z.strictObject({
+        pauseUs: z.number().min(0).openapi({
+          description: "how long writes had to wait",
+        }),
+        warnings: z.array(z.string()),
+      }).openapi("SnapshotDone"),
+      "It is on disk.",
+    ),
+    ...otherwise,
+  },
+});
+
 /** The routes of devices. */
 export function deviceRoutes(context: ApiContext): OpenAPIHono {
   const { devices } = context;
@@ -207,6 +241,14 @@ export function deviceRoutes(context: ApiContext): OpenAPIHono {
     const { id } = c.req.valid("param");
     await devices.resize(id, c.req.valid("json").bytes);
     return c.json(show(devices.get(id)), 200);
+  });
+  routes.openapi(snapshot, async (c) => {
+    const { id } = c.req.valid("param");
+    const { pauseUs, warnings } = await devices.snapshot(
+      id,
+      c.req.valid("json").config,
+    );
+    return c.json({ pauseUs, warnings }, 200);
   });
   return routes;
 }

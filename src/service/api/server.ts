@@ -32,16 +32,29 @@ export interface RunningApi {
   close(): Promise<void>;
 }
 
-const HEADER_MAX = 16 << 10;
-/** ms that a client may take for its header, and for all of its request */
-const HEADER_MS = 10_000;
-const REQUEST_MS = 30_000;
-/** ms that an idle connection is kept */
-const IDLE_MS = 60_000;
-const CHECK_MS = 1_000;
-const CONNECTIONS_MAX = 4096;
-/** ms that requests have to end when the service does */
-const CLOSE_MS = 5_000;
+/** What clients may take of it. */
+export interface ApiLimits {
+  /** bytes of a request's line and header together */
+  headerMax: number;
+  /** ms for the header, and for all of a request */
+  headerMs: number;
+  requestMs: number;
+  /** ms that an idle connection is kept */
+  idleMs: number;
+  connections: number;
+  /** ms that requests have to end when the service does */
+  closeMs: number;
+}
+
+/** Of a service that runs. */
+export const API_LIMITS: ApiLimits = {
+  headerMax: 16 << 10,
+  headerMs: 10_000,
+  requestMs: 30_000,
+  idleMs: 60_000,
+  connections: 2048,
+  closeMs: 5_000,
+};
 
 function read(path: string, key: string): string {
   try {
@@ -145,14 +158,15 @@ function guardsOf(
 async function createServer(
   config: ApiConfig,
   answer: (request: Request) => Response | Promise<Response>,
+  limits: ApiLimits,
 ): Promise<HttpServer> {
   const { certFile, keyFile, clientCaFile } = config;
   const options = {
-    maxHeaderSize: HEADER_MAX,
-    headersTimeout: HEADER_MS,
-    requestTimeout: REQUEST_MS,
-    keepAliveTimeout: IDLE_MS,
-    connectionsCheckingInterval: CHECK_MS,
+    maxHeaderSize: limits.headerMax,
+    headersTimeout: limits.headerMs,
+    requestTimeout: limits.requestMs,
+    keepAliveTimeout: limits.idleMs,
+    connectionsCheckingInterval: limits.headerMs / 10,
   };
   const listener = getRequestListener(answer, {
     overrideGlobalObjects: false,
@@ -216,6 +230,7 @@ export async function startApiServer(
   config: ApiConfig,
   answer: (request: Request) => Response | Promise<Response>,
   log: Logger,
+  limits: ApiLimits = API_LIMITS,
 ): Promise<RunningApi> {
   const address = parseAddress(config.address);
   if (config.tokenFile !== "") readToken(config.tokenFile);
@@ -226,9 +241,9 @@ export async function startApiServer(
       if (refused !== undefined) return refused;
     }
     return answer(request);
-  });
+  }, limits);
   const listening = await listen(config, address);
-  server.maxConnections = CONNECTIONS_MAX;
+  server.maxConnections = limits.connections;
   server.on("clientError", (error, socket) => {
     if (socket.writable) socket.end(clientErrorText(error));
     else socket.destroy();
@@ -256,7 +271,10 @@ export async function startApiServer(
     listening.remove();
     const closed = new Promise<void>((done) => server.close(() => done()));
     server.closeIdleConnections();
-    const timer = setTimeout(() => server.closeAllConnections(), CLOSE_MS);
+    const timer = setTimeout(
+      () => server.closeAllConnections(),
+      limits.closeMs,
+    );
     await closed;
     clearTimeout(timer);
   };
