@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { closeFd, O, openFd, raiseNofile } from "../../ffi/engine.ts";
+import { closeFd, raiseNofile } from "../../ffi/engine.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import {
   closeNetlink,
@@ -35,7 +35,12 @@ import { type Manager, serviceManager } from "./notify.ts";
 import type { Service } from "./service.ts";
 import { openTcmuImage } from "./tcmu_image.ts";
 import { tcmuKind } from "./tcmu_kind.ts";
-import { lockHost, TcmuError } from "./tcmu_lock.ts";
+import {
+  lockHost,
+  openUio,
+  refuseOtherDaemon,
+  TcmuError,
+} from "./tcmu_lock.ts";
 import { watchDisks, watchLost } from "./tcmu_watch.ts";
 
 /** How the daemon is run. */
@@ -65,30 +70,12 @@ function createRouter(): Disposable & Pick<Around, "route"> {
   };
 }
 
-/**
- * Opens `/dev/uioN`, which only one may have open: `detach` and `ls` look at
- * it now and then.
- */
-async function openUio(path: string): Promise<number> {
-  const TRIES = 10;
-  const PAUSE_MS = 50;
-  for (let left = TRIES;;) {
-    try {
-      return openFd(path, O.RDWR | O.NONBLOCK);
-    } catch (error) {
-      const busy = error instanceof EngineError && error.code === "EBUSY";
-      if (!busy || --left === 0) throw error;
-    }
-    await new Promise((done) => setTimeout(done, PAUSE_MS));
-  }
-}
-
 async function openRing(
   kernel: KernelPaths,
   ...[minor, device, options]: Parameters<Around["openRing"]>
 ) {
   const size = await mapSize(kernel, minor);
-  const fd = await openUio(`${kernel.dev}/uio${minor}`);
+  const fd = await openUio(kernel, minor);
   try {
     return newRing(fd, size, device, options);
   } catch (error) {
@@ -237,7 +224,9 @@ export async function serveTcmu(
   options: TcmuOptions,
 ): Promise<void> {
   const { log } = service;
-  using _lock = lockHost(options.kernel ?? KERNEL);
+  const { kernel = KERNEL } = options;
+  using lock = lockHost(kernel);
+  if (!lock.inherited) await refuseOtherDaemon(kernel);
   using _survive = surviveErrors(log);
   raiseLimits(log);
   try {

@@ -5,7 +5,12 @@
  * @module
  */
 import { closeFd, flock, LOCK, O, openFd } from "../../ffi/engine.ts";
-import type { KernelPaths } from "../device/tcmu/kernel.ts";
+import { EngineError } from "../../ffi/errors.ts";
+import {
+  type KernelPaths,
+  listUio,
+  parseDeviceConfig,
+} from "../device/tcmu/kernel.ts";
 import { lockHolder } from "../layer/upper.ts";
 
 /** The daemon cannot start. */
@@ -23,13 +28,19 @@ function isDying(pid: number): boolean {
   }
 }
 
+/** The right to serve a host's devices. */
+export interface HostLock extends Disposable {
+  /** the daemon before is dying, and may have devices open until we start */
+  readonly inherited: boolean;
+}
+
 /**
  * Keeps a second daemon from taking the devices of the first.  The lock is on
  * the module's directory, which all containers of a host share.
  *
  * @throws {TcmuError} there is one, or no module
  */
-export function lockHost({ sys }: Pick<KernelPaths, "sys">): Disposable {
+export function lockHost({ sys }: Pick<KernelPaths, "sys">): HostLock {
   const path = `${sys}/module/target_core_user`;
   let fd: number;
   try {
@@ -41,15 +52,67 @@ export function lockHost({ sys }: Pick<KernelPaths, "sys">): Disposable {
       { cause },
     );
   }
-  const lock = { [Symbol.dispose]: () => closeFd(fd) };
-  if (flock(fd, LOCK.EX | LOCK.NB)) return lock;
+  const lock = (inherited: boolean): HostLock => ({
+    inherited,
+    [Symbol.dispose]: () => closeFd(fd),
+  });
+  if (flock(fd, LOCK.EX | LOCK.NB)) return lock(false);
   const pid = lockHolder(path);
   // One that dies may wait for what only the next daemon can end.
-  if (pid !== undefined && isDying(pid)) return lock;
+  if (pid !== undefined && isDying(pid)) return lock(true);
   closeFd(fd);
   throw new TcmuError(
     `another overlaybd-tcmu serves this host's devices${
       pid === undefined ? "" : `: process ${pid}`
     }`,
   );
+}
+
+/**
+ * Opens `/dev/uioN`, which only one may have open: others look at it now and
+ * then, and a daemon that was killed has it a little longer than it lives.
+ *
+ * @throws {EngineError} EBUSY: not within `patienceMs`
+ */
+export async function openUio(
+  { dev }: Pick<KernelPaths, "dev">,
+  minor: number,
+  patienceMs = 500,
+): Promise<number> {
+  const PAUSE_MS = 20;
+  const end = performance.now() + patienceMs;
+  for (;;) {
+    try {
+      return openFd(`${dev}/uio${minor}`, O.RDWR | O.NONBLOCK);
+    } catch (error) {
+      const busy = error instanceof EngineError && error.code === "EBUSY";
+      if (!busy || performance.now() > end) throw error;
+    }
+    await new Promise((done) => setTimeout(done, PAUSE_MS));
+  }
+}
+
+/**
+ * The original daemon knows no lock, and must lose none of its commands.
+ *
+ * @throws {TcmuError} somebody has one of our devices open, and keeps it
+ */
+export async function refuseOtherDaemon(
+  kernel: KernelPaths,
+  patienceMs = 5000,
+): Promise<void> {
+  for (const { minor, config } of await listUio(kernel)) {
+    if (parseDeviceConfig(config) === undefined) continue;
+    try {
+      closeFd(await openUio(kernel, minor, patienceMs));
+    } catch (cause) {
+      // What else is wrong with it is found out when it is served.
+      if (!(cause instanceof EngineError) || cause.code !== "EBUSY") continue;
+      throw new TcmuError(
+        `another daemon serves this host's devices: it has ` +
+          `${kernel.dev}/uio${minor} open`,
+        { cause },
+      );
+    }
+  }
 }

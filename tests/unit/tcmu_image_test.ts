@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Images for TCMU: why one cannot be opened, one that grows, one daemon.
 import { deepStrictEqual as equal, rejects, throws } from "node:assert/strict";
-import { readDeviceSync, writeDevice } from "../../ffi/engine.ts";
+import { faultIo, IO, readDeviceSync, writeDevice } from "../../ffi/engine.ts";
 import { DeviceError, ERRNO } from "../../src/device/tcmu/error.ts";
 import { SourceError } from "../../src/source/source.ts";
 import { openAudit } from "../../src/service/audit.ts";
 import { parseServiceConfig } from "../../src/service/config.ts";
 import { createLog } from "../../src/service/log.ts";
 import { createService, type Service } from "../../src/service/service.ts";
-import { lockHost, TcmuError } from "../../src/service/tcmu_lock.ts";
+import {
+  lockHost,
+  refuseOtherDaemon,
+  TcmuError,
+} from "../../src/service/tcmu_lock.ts";
 import { openFailure, openTcmuImage } from "../../src/service/tcmu_image.ts";
 import { type TempDir, tempDir } from "../lib/env.ts";
 import { newUpper } from "../lib/product.ts";
@@ -134,4 +138,36 @@ Deno.test("a host has one daemon, and the second names the first", () => {
     );
   }
   lockHost(kernel)[Symbol.dispose]();
+});
+
+Deno.test("devices that somebody else has open are not taken from them", async () => {
+  using dir = tempDir();
+  const kernel = {
+    sys: dir.file("sys"),
+    dev: dir.file("dev"),
+    configfs: dir.file("config"),
+  };
+  for (const [minor, config] of ["overlaybd//a", "file//b"].entries()) {
+    const uio = `${kernel.sys}/class/uio/uio${minor}`;
+    Deno.mkdirSync(uio, { recursive: true });
+    Deno.writeTextFileSync(`${uio}/name`, `tcm-user/1/x/${config}\n`);
+  }
+  // A missing file says nothing of another daemon.
+  await refuseOtherDaemon(kernel);
+  Deno.mkdirSync(kernel.dev);
+  for (const minor of [0, 1]) {
+    Deno.writeTextFileSync(`${kernel.dev}/uio${minor}`, "");
+  }
+  await refuseOtherDaemon(kernel);
+  faultIo(IO.OPEN, 1, ERRNO.EBUSY, 3);
+  await refuseOtherDaemon(kernel, 1000);
+  faultIo(IO.OPEN, 1, ERRNO.EBUSY, 1000);
+  try {
+    await rejects(
+      refuseOtherDaemon(kernel, 100),
+      /another daemon .*uio0 open$/,
+    );
+  } finally {
+    faultIo(IO.OPEN, 0, 0, 0);
+  }
 });
