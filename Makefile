@@ -36,7 +36,9 @@ say = @printf '  %-8s %s\n' $(1) $@
 endif
 
 WARN := -Wall -Wextra -Werror
-CFLAGS := -std=gnu11 -O2 -g -fPIC -fvisibility=hidden -pthread $(WARN)
+# The same bytes wherever the tree lies.
+CFLAGS := -std=gnu11 -O2 -g -ffile-prefix-map=$(CURDIR)=. -fPIC \
+	-fvisibility=hidden -pthread $(WARN)
 # What can be linked statically is; no undefined symbol may be left.
 LIBS := -l:liblz4.a -l:libzstd.a -l:libz.a
 # nodelete: Deno unloads the library before its blocking threads end, whose
@@ -144,6 +146,7 @@ build: $(EXE)
 # bundle every node: module that any of them imports would be.  Deno loads
 # every import() of a literal together with main.js, needed or not; it cannot
 # tell what String() gives.
+# It keeps the dates of its files, which are made the same for all.
 # With DENORT=real the base runtime is Deno's own; else it is the launcher,
 # which is then told the key of what was appended to it.
 ifeq ($(DENORT),real)
@@ -163,9 +166,11 @@ $(EXE): main.ts $(TS_SOURCES) deno.json deno.lock $(LIB) $(ISAL) $(DENO) \
 		--outdir $(BUILD)/bundle main.ts
 	$(Q)sed -i 's,import("\(\./[^"]*\)"),import(String("\1")),g' \
 		$(BUILD)/bundle/*.js
+	$(Q)touch -d @0 $(BUILD)/bundle/* $(LIB) $(ISAL)
 	$(Q)$(COMPILE_ENV) $(DENO) compile -q -A --include $(BUILD)/bundle \
 		--include $(LIB) --include $(ISAL) -o $@.tmp \
 		$(BUILD)/bundle/main.js
+	$(Q)touch $(LIB) $(ISAL)
 	$(Q)$(STAMP) $@.tmp
 	$(Q)mv $@.tmp $@
 

@@ -59,6 +59,18 @@ Deno.test("the library shows obd_ functions and nothing else", async () => {
   for (const line of symbols.trim().split("\n")) match(line, / T obd_\w+$/);
 });
 
+Deno.test("the executable does not tell where and when it was built", {
+  ignore: noExecutable,
+}, () => {
+  const bytes = new TextDecoder("latin1")
+    .decode(Deno.readFileSync(EXECUTABLE ?? ""));
+  ok(!bytes.includes(ROOT));
+  // Deno keeps the dates of the files in it, in ms.
+  const dates = [...bytes.matchAll(/"t":(\d+)/g)].map(([, ms]) => ms);
+  ok(dates.length > 10);
+  equal(dates.filter((ms) => ms !== "0"), []);
+});
+
 Deno.test("eight first starts at once unpack one copy", {
   ignore: noExecutable,
 }, async () => {
