@@ -109,8 +109,24 @@ function want(
   }
 }
 
+/**
+ * Wanted units of one refill become one run: what lies between them costs
+ * less than another request.
+ */
+function bridge({ blob: { unit, refill }, first }: Wanted): void {
+  const per = Math.max(1, refill / unit);
+  let last = -1;
+  for (let i = 0; i < first.length; i++) {
+    if (first[i] === 0) continue;
+    const near = last >= 0 && Math.floor(last / per) === Math.floor(i / per);
+    if (near) first.fill(first[last] ?? 0, last + 1, i);
+    last = i;
+  }
+}
+
 /** The wanted units as runs, and the first range that wants any of each. */
 function* runs(wanted: Wanted): Generator<Fetch & { nr: number }> {
+  bridge(wanted);
   const { layer, blob, first } = wanted;
   const max = Math.max(1, FETCH_MAX / blob.unit);
   for (let i = 0; i < first.length;) {

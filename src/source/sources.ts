@@ -41,7 +41,7 @@ export interface SourceSetOptions {
   cacheSize?: number;
   /** bytes that its file system should have free */
   diskFloor?: number;
-  /** fetch granule in bytes: a multiple of 4096 and a power of two */
+  /** bytes that a miss brings: a multiple of 4096 and a power of two */
   refillSize: number;
   /** requests at once, over all blobs */
   maxRequests?: number;
@@ -85,6 +85,11 @@ export interface SourceSet extends AsyncDisposable {
 const MAX_REQUESTS = 64;
 /** What one blob may have of them. */
 const SHARE = 16;
+/**
+ * What is fetched ahead of reads, a trace, comes in units no larger than
+ * this, whatever a miss brings.
+ */
+const UNIT_MAX = 64 << 10;
 /** Bytes of units that no cache file keeps, over all blobs. */
 const SPILL_MAX = 256 << 20;
 const GIB = 2 ** 30;
@@ -104,7 +109,8 @@ function why(error: unknown): string {
 
 /** Makes the sources of a host's images. */
 export function createSources(options: SourceSetOptions): SourceSet {
-  const { cacheDir, refillSize: unit, log } = options;
+  const { cacheDir, refillSize: refill, log } = options;
+  const unit = Math.min(refill, UNIT_MAX);
   const inLayers = options.cacheType === "download";
   if (options.cacheType === "ocf") {
     log("WARNING cacheType ocf: the file cache is used in its place");
@@ -138,6 +144,7 @@ export function createSources(options: SourceSetOptions): SourceSet {
   };
   const shared: Shared = {
     unit,
+    refill,
     scheduler: createScheduler(options.maxRequests ?? MAX_REQUESTS, SHARE),
     spill: createSpillBudget(SPILL_MAX),
     log,

@@ -7,7 +7,13 @@
  */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
-import { crc32c, faultIo, IO, readDeviceSync } from "../../ffi/engine.ts";
+import {
+  crc32c,
+  deviceStats,
+  faultIo,
+  IO,
+  readDeviceSync,
+} from "../../ffi/engine.ts";
 import {
   encodeTraceHeader,
   encodeTraceRecords,
@@ -304,6 +310,46 @@ Deno.test("500 records cost at most their units, and neighbours one request", as
   writeTrace(path, [...far, ...far, ...far]);
   const few = await replay(setup, path, "few");
   assert(few.requests <= cost.requests + 2 * far.length, `${few.requests}`);
+});
+
+Deno.test("a replay brings what it needs, a miss all of its refill", async () => {
+  await using setup = await setUp();
+  const path = setup.dir.file("trace");
+  const raw = await commitLayer(setup.dir, "raw", CONTENT);
+  const lowers = [{ digest: setup.server.add(raw) }];
+  const REFILL = 4 * UNIT;
+  // The data begins at 4096 in the layer: these are offsets in the blob.
+  const at = (unit: number): TraceRecord => ({
+    ...{ op: "read", layer: 0, offset: 16 * REFILL + unit * UNIT, count: 512 },
+  });
+  writeTrace(path, [at(2), at(0), at(9), at(2)]);
+  await using host = openHost(setup.server.url, setup.dir.file("c"), REFILL);
+  await using other = await host.open({ lowers });
+  setup.server.requests.length = 0;
+  const hanging: (() => void)[] = [];
+  setup.server.intercept = () =>
+    new Promise((done) => hanging.push(() => done(undefined)));
+  await using image = await host.open(
+    { lowers, recordTracePath: path },
+    { prefetchConcurrency: 4 },
+  );
+  await until(() => hanging.length === 2, "both are asked for");
+  const asked = () =>
+    setup.server.requests.map(({ from, to }) => [
+      (from - 16 * REFILL) / UNIT,
+      (to - 16 * REFILL) / UNIT,
+    ]);
+  assert.deepEqual(asked(), [[0, 3], [9, 10]]);
+  // Who waits for what is on its way asks for nothing else.
+  const reads = [readImage(other, 16 * REFILL + 9 * UNIT, 512)];
+  await until(() => deviceStats(other.device).parked === 1, "it waits");
+  await new Promise((done) => setTimeout(done, 20));
+  assert.equal(hanging.length, 2);
+  reads.push(readImage(other, 16 * REFILL + 15 * UNIT, 512));
+  await until(() => hanging.length === 3, "a miss");
+  assert.deepEqual(asked()[2], [12, 16]);
+  for (const go of hanging) go();
+  await Promise.all([...reads, image.background.replay?.ended]);
 });
 
 Deno.test("records are fetched in the order of the trace", async () => {

@@ -23,6 +23,7 @@ import {
   putBit,
   runsOf,
   unitsUnder,
+  widened,
 } from "../../src/source/cache/units.ts";
 
 const GIB = 2 ** 30;
@@ -41,6 +42,28 @@ Deno.test("units under a range are those that share a byte with it", () => {
       }
       const got = Array.from({ length: count }, (_, i) => first + i);
       assert.deepEqual(got, [...expected]);
+    },
+  ));
+});
+
+Deno.test("a widened run is the whole groups around it, cut at the end", () => {
+  fc.assert(fc.property(
+    fc.integer({ min: 0, max: 60 }),
+    fc.integer({ min: 1, max: 20 }),
+    fc.constantFrom(1, 2, 4, 8),
+    fc.integer({ min: 0, max: 20 }),
+    (first, count, per, rest) => {
+      const end = first + count + rest;
+      const groups = new Set<number>();
+      for (let i = first; i < first + count; i++) {
+        groups.add(Math.floor(i / per));
+      }
+      const got = widened({ first, count }, per, end);
+      assert.deepEqual(
+        Array.from({ length: got.count }, (_, i) => got.first + i),
+        Array.from({ length: end }, (_, i) => i)
+          .filter((i) => groups.has(Math.floor(i / per))),
+      );
     },
   ));
 });

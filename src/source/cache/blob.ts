@@ -22,7 +22,14 @@ import { createFetcher, type FetchParts } from "./fetch.ts";
 import { type Media, openMedia } from "./media.ts";
 import { createReadAhead } from "./readahead.ts";
 import type { SpillBudget } from "./spill.ts";
-import { countBits, hasBit, newBits, putBit, unitsUnder } from "./units.ts";
+import {
+  countBits,
+  hasBit,
+  newBits,
+  putBit,
+  unitsUnder,
+  widened,
+} from "./units.ts";
 
 /** Bytes that are read ahead at most. */
 const AHEAD_MAX = 8 << 20;
@@ -48,6 +55,8 @@ export interface BlobOptions extends FetchParts {
   size: number;
   /** units the file holds already */
   present: Bytes;
+  /** bytes that a miss brings, a power of two of at least a unit */
+  refill: number;
   spill: SpillBudget;
   /** the answer to the first request, which told the size */
   head: RangeBody | undefined;
@@ -81,8 +90,10 @@ export interface CachedBlob extends Disposable {
   readonly name: string;
   /** bytes */
   readonly size: number;
-  /** bytes that are fetched together, a power of two */
+  /** bytes that are here or not together, a power of two */
   readonly unit: number;
+  /** bytes that a miss brings, a power of two of at least a unit */
+  readonly refill: number;
   readonly source: Source;
   readonly stats: BlobStats;
   /** the same bytes, past the cache */
@@ -130,8 +141,9 @@ export interface OwnedBlob extends CachedBlob {
 
 /** Opens a blob; takes the descriptor and the head over. */
 export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
-  const { fd, kept, size, unit, log } = options;
+  const { fd, kept, size, unit, refill, log } = options;
   const count = Math.ceil(size / unit);
+  const perRefill = Math.max(1, refill / unit);
   const here = options.present.slice();
   const id = newSourceId();
   const source = cacheSource(fd, size, unit, id);
@@ -230,14 +242,26 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
     } else insist(i, 1);
   };
 
-  const readAhead = createReadAhead(Math.max(1, AHEAD_MAX / unit));
+  const isFetched = (first: number, n: number) => {
+    for (let i = first; i < first + n; i++) {
+      if (!hasBit(here, i) && !fetcher.fetching(i)) return false;
+    }
+    return true;
+  };
+  const readAhead = createReadAhead(Math.max(1, AHEAD_MAX / unit), perRefill);
   const route = routeMisses(id, ({ first, count: n, corrupt }: Miss) => {
     if (corrupt) {
       for (let i = first; i < first + n; i++) mend(i);
       return;
     }
+    // What is asked for is insisted on; its surroundings come with it, unless
+    // somebody fetches just this already.
+    const around = isFetched(first, n)
+      ? { first, count: n }
+      : widened({ first, count: n }, perRefill, count);
+    if (around.count > n) fetcher.need(around).catch(() => {});
     insist(first, n);
-    const more = readAhead({ first, count: n });
+    const more = readAhead(around);
     if (more.count > 0) fetcher.ahead(more);
   });
 
@@ -271,6 +295,7 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
     name: blob.name,
     size,
     unit,
+    refill,
     source,
     stats,
     origin: blob,

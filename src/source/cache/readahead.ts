@@ -24,9 +24,13 @@ const STREAMS = 8;
  * Follows the misses of one blob.
  *
  * @param most units beyond what was asked
+ * @param least the same, once reads go on where they ended
  * @returns what else to fetch after a miss
  */
-export function createReadAhead(most: number): (miss: Run) => Run {
+export function createReadAhead(
+  most: number,
+  least = 1,
+): (miss: Run) => Run {
   // Whatever was missed last is at the end.
   const streams: Stream[] = [];
   return ({ first, count }) => {
@@ -37,7 +41,7 @@ export function createReadAhead(most: number): (miss: Run) => Run {
     const [known] = at < 0 ? [] : streams.splice(at, 1);
     const ahead = known === undefined
       ? 0
-      : Math.min(most, Math.max(1, known.ahead * 2));
+      : Math.min(most, Math.max(least, known.ahead * 2));
     const from = Math.max(end, known?.end ?? 0);
     const to = Math.max(from, end + ahead);
     streams.push({ last: first, end: to, ahead });

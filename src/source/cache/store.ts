@@ -77,14 +77,14 @@ function known({ path, statePath, size }: Kept, length: number): Known {
   return { size: told ?? provenSize(length), presence: undefined };
 }
 
-/** Asks for the first unit, whose answer tells the size. */
-async function firstUnit(
+/** Asks for the first units, whose answer tells the size. */
+async function firstUnits(
   blob: Blob,
-  unit: number,
+  refill: number,
   signal: AbortSignal,
 ): Promise<RangeBody> {
-  const UNIT_MAX = 4 << 20;
-  return await blob.range(0, Math.min(unit, UNIT_MAX), signal);
+  const HEAD_MAX = 4 << 20;
+  return await blob.range(0, Math.min(refill, HEAD_MAX), signal);
 }
 
 /** True when the file has something at its beginning. */
@@ -106,7 +106,7 @@ export async function openKept(
   signal: AbortSignal,
 ): Promise<OpenedBlob> {
   const { name, path, statePath } = kept;
-  const { unit, log } = shared;
+  const { unit, refill, log } = shared;
   const { fd, size: length } = openStore(path);
   let head: RangeBody | undefined;
   let blob: OwnedBlob;
@@ -135,7 +135,7 @@ export async function openKept(
     if (size === undefined) {
       if (hasHead(fd, unit, length, path)) size = await origin.size(signal);
       else {
-        head = await firstUnit(origin, unit, signal);
+        head = await firstUnits(origin, refill, signal);
         size = head.total;
       }
     }
@@ -238,7 +238,7 @@ export async function openPast(
   shared: Shared,
   signal: AbortSignal,
 ): Promise<OpenedBlob> {
-  const head = await firstUnit(origin, shared.unit, signal);
+  const head = await firstUnits(origin, shared.refill, signal);
   const { fd } = openUnlinked();
   try {
     truncateFd(fd, head.total);

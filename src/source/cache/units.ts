@@ -52,6 +52,13 @@ export function unitsUnder(
     : { first, count: Math.ceil(end / unit) - first };
 }
 
+/** A run as far as whole groups of `per` units go, cut at `count`. */
+export function widened(run: Run, per: number, count: number): Run {
+  const first = run.first - run.first % per;
+  const end = Math.ceil((run.first + run.count) / per) * per;
+  return { first, count: Math.min(end, count) - first };
+}
+
 /**
  * The parts of a run that are wanted, in order, each as long as it can be
  * and at most `max` long.
