@@ -80,9 +80,12 @@ export interface Service {
    * Opens an image.  Its result file says why when that fails; success is
    * told by `writeResult()` once the transport shows it.
    *
+   * @param signal nobody wants it any more: its dev_id is free at once, and
+   *   what is opened all the same is closed
    * @throws {ConfigError | ImageError}
+   * @throws the signal's reason
    */
-  open(request: OpenRequest): Promise<ServedImage>;
+  open(request: OpenRequest, signal?: AbortSignal): Promise<ServedImage>;
   /** every open image, in the order of opening */
   images(): ServedImage[];
   /** the open image with a dev_id, which is not empty */
@@ -194,13 +197,19 @@ export function createService(parts: ServiceParts): Service {
     request: OpenRequest,
     config: ImageConfig,
     about: Logger,
+    signal: AbortSignal | undefined,
   ): Promise<ServedImage> => {
     const { path, devId } = request;
     if (devIds.has(devId)) {
       throw new DuplicateError(`duplicated dev id: ${devId}`);
     }
-    const release = () => devIds.delete(devId);
-    if (devId !== "") devIds.set(devId, undefined);
+    let held = devId !== "";
+    const release = () => {
+      if (held) devIds.delete(devId);
+      held = false;
+    };
+    if (held) devIds.set(devId, undefined);
+    signal?.addEventListener("abort", release);
     let image: OpenImage;
     try {
       image = await openImage(config, {
@@ -213,9 +222,15 @@ export function createService(parts: ServiceParts): Service {
         log: about,
         audit,
       });
+      if (signal?.aborted) {
+        await image.close();
+        throw signal.reason;
+      }
     } catch (error) {
       release();
       throw error;
+    } finally {
+      signal?.removeEventListener("abort", release);
     }
     for (const warning of image.stack.warnings) about.warn(warning);
     about.info(
@@ -263,7 +278,7 @@ export function createService(parts: ServiceParts): Service {
     audit,
     meters,
     sources,
-    async open(request) {
+    async open(request, signal) {
       const { path, devId } = request;
       const about = log.with({ device: devId === "" ? path : devId });
       let config: ImageConfig | undefined;
@@ -273,8 +288,10 @@ export function createService(parts: ServiceParts): Service {
           about.warn(done);
           config = await readImageConfig(path);
         }
-        return await openConfigured(request, config, about);
+        return await openConfigured(request, config, about, signal);
       } catch (error) {
+        // The file may be another device's by now.
+        if (signal?.aborted) throw error;
         const said = config ?? (error instanceof ConfigError ? error : null);
         if (said !== null) {
           await writeResult(resultPath(said, path), error, about.warn);

@@ -180,7 +180,7 @@ async function runDaemon(
   const devices = createDevices({
     kernel,
     log,
-    openImage: (argument) => openTcmuImage(service, argument),
+    openImage: (argument, ended) => openTcmuImage(service, argument, ended),
     openRing: (...args) => openRing(kernel, ...args),
     route: router.route,
   }, replyEvent);

@@ -84,10 +84,11 @@ function showImage(served: ServedImage, service: Service): TcmuImage {
 export async function openTcmuImage(
   service: Service,
   { path, devId }: DeviceArgument,
+  signal?: AbortSignal,
 ): Promise<TcmuImage> {
   try {
     return showImage(
-      await service.open({ path, devId, transport: "tcmu" }),
+      await service.open({ path, devId, transport: "tcmu" }, signal),
       service,
     );
   } catch (error) {

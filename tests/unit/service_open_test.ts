@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { deepStrictEqual as equal, rejects } from "node:assert/strict";
+import { existsSync } from "node:fs";
 import { openAudit } from "../../src/service/audit.ts";
 import { parseServiceConfig } from "../../src/service/config.ts";
 import { createLog } from "../../src/service/log.ts";
@@ -103,5 +104,20 @@ Deno.test("a configuration with a wrong value has its result written, too", asyn
     await rejects(open(text));
     equal([...Deno.readDirSync(dir.path)].map(({ name }) => name), ["a.json"]);
   }
+  await service.close();
+});
+
+Deno.test("an image that nobody wants any more gives its dev_id back at once", async () => {
+  using dir = tempDir();
+  const service = quietService(dir);
+  const path = await writeConfig(dir, "a");
+  const ending = new AbortController();
+  const request = { path, devId: "1", transport: "tcmu" } as const;
+  const opening = service.open(request, ending.signal);
+  ending.abort(new Error("gone"));
+  await rejects(opening, /^Error: gone$/);
+  equal([service.images(), service.find("1")], [[], undefined]);
+  equal(existsSync(dir.file("a.result")), false);
+  await (await service.open(request)).close();
   await service.close();
 });

@@ -49,9 +49,10 @@ export interface Around {
   /**
    * Opens an image; its result file says why when that fails.
    *
+   * @param signal the device goes: nobody wants the image any more
    * @throws {DeviceError}
    */
-  openImage(argument: DeviceArgument): Promise<TcmuImage>;
+  openImage(argument: DeviceArgument, signal: AbortSignal): Promise<TcmuImage>;
   /** Serves `/dev/uioN`; `id` comes back with every command. */
   openRing(
     minor: number,

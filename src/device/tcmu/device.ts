@@ -142,7 +142,7 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
     try {
       return await unlessEnded(
         ending.signal,
-        around.openImage(argument),
+        around.openImage(argument, ending.signal),
         (image) => image.close(),
       );
     } catch (error) {
