@@ -16,6 +16,7 @@ import { describeEngine } from "../../ffi/engine.ts";
 import { benchCrc, benchLookup, benchOpen } from "./bench_index.ts";
 import { benchCold } from "./bench_cold.ts";
 import { benchCommands } from "./bench_commands.ts";
+import { benchFetch } from "./bench_fetch.ts";
 import { benchReads } from "./bench_reads.ts";
 import { benchServe } from "./bench_serve.ts";
 import type { Result } from "./measure.ts";
@@ -31,6 +32,7 @@ const GROUPS: Readonly<Record<string, (dir: string) => Promise<Result[]>>> = {
   commands: benchCommands,
   serve: benchServe,
   cold: benchCold,
+  fetch: benchFetch,
 };
 
 function verdict(result: Result): string {

@@ -14,7 +14,7 @@ import { type Run, runsOf } from "./units.ts";
 /** Bytes that one request brings at most. */
 const REQUEST_MAX = 4 << 20;
 /** Bytes that are read and written at once. */
-const PIECE = 256 << 10;
+const PIECE = 64 << 10;
 const PAGE = 4096;
 
 /** Who is told of reads from the network. */

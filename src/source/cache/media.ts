@@ -10,6 +10,7 @@ import {
   type Bytes,
   evict,
   fill,
+  preadFd,
   pwriteFd,
   type Source,
 } from "../../../ffi/engine.ts";
@@ -64,6 +65,7 @@ export interface Media {
   close(): void;
 }
 
+const PIECE = 256 << 10;
 /** So long a file that failed is left alone. */
 const PAUSE_MS = 10_000;
 const EROFS = 30;
@@ -96,6 +98,15 @@ export function openMedia(options: MediaOptions): Media {
     } catch (error) {
       options.onWrite(at, -1, (performance.now() - start) * 1000);
       throw error;
+    }
+  };
+  /** The pieces of a unit that are in the file already. */
+  const moveToSpill = (from: number, to: number) => {
+    const piece = new Uint8Array(Math.min(PIECE, to - from));
+    for (let at = from; at < to; at += piece.length) {
+      const part = piece.subarray(0, Math.min(PIECE, to - at));
+      preadFd(fd, part, at);
+      pwriteFd(openSpill(), part, at);
     }
   };
   const leaveFile = (error: unknown) => {
@@ -141,7 +152,7 @@ export function openMedia(options: MediaOptions): Media {
         }
       }
       leaveFile(error);
-      if (begun !== undefined) throw error;
+      moveToSpill(at - at % unit, at);
       return await write(at, bytes, "spill");
     }
   };
