@@ -61,7 +61,9 @@ async function merge(
   const startedAt = performance.now();
   using resources = new DisposableStack();
   const bar = resources.use(showProgress("merge"));
-  using upload = args.compress ? await newUpload(args) : undefined;
+  using upload = args.compress
+    ? await newUpload(args, args.serviceConfig)
+    : undefined;
   const parent = stack.upper?.header ?? stack.lowers[0]?.header;
   const written = await interruptible((signal) =>
     mergeLayers({

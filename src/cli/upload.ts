@@ -55,12 +55,12 @@ export function warnUpload(args: UploadArgs): void {
 }
 
 /** What registries are spoken to with: options, else the configuration. */
-async function openClient(args: UploadArgs) {
+async function openClient(args: UploadArgs, config: string | undefined) {
   const { readServiceConfig } = await import("../service/config.ts");
   const { openRegistry, readIdentity } = await import(
     "../service/registry.ts"
   );
-  const settings = await readServiceConfig(undefined);
+  const settings = await readServiceConfig(config);
   const { cred_file_path: path, tls_cert_path, tls_key_path } = args;
   const given = tls_cert_path !== undefined || tls_key_path !== undefined;
   const chosen = {
@@ -89,9 +89,13 @@ async function openClient(args: UploadArgs) {
 /**
  * Prepares an upload; undefined: none is asked for.
  *
+ * @param serviceConfig its path; undefined: the default one
  * @throws {UploadError} the options are wrong
  */
-export async function newUpload(args: UploadArgs): Promise<Upload | undefined> {
+export async function newUpload(
+  args: UploadArgs,
+  serviceConfig?: string,
+): Promise<Upload | undefined> {
   const { upload: url } = args;
   if (url === undefined) return undefined;
   const chunk = (args.upload_bs ?? CHUNK_KIB) * 1024;
@@ -100,7 +104,7 @@ export async function newUpload(args: UploadArgs): Promise<Upload | undefined> {
   };
   const { parseHttpUrl } = await import("../source/registry/client.ts");
   const { uploadBlob } = await import("../source/registry/upload.ts");
-  const client = await openClient(args).catch(fail);
+  const client = await openClient(args, serviceConfig).catch(fail);
   let digest = "";
   try {
     parseHttpUrl(url);

@@ -332,3 +332,55 @@ Deno.test("registry: a wrong password is refused after one more request, and not
     { credentials: dir.credentials },
   );
 });
+
+Deno.test("registry: an identity token is exchanged by a form", async () => {
+  let form = "";
+  const { answer, state } = tokenServer({
+    token: ({ request, method, response }) => {
+      assert.equal(method, "POST");
+      request.on("data", (chunk: Uint8Array) => {
+        form += new TextDecoder().decode(chunk);
+      });
+      request.on("end", () => {
+        response.end(JSON.stringify({ access_token: "t" }));
+      });
+    },
+  });
+  state.good.add("t");
+  await withServer(answer, async (blob, server) => {
+    assert.equal(await blob.size(), BLOB.length);
+    assert.equal(ofTokens(server)[0]?.headers.authorization, undefined);
+    assert.deepEqual(Object.fromEntries(new URLSearchParams(form)), {
+      grant_type: "refresh_token",
+      client_id: "overlaybd",
+      refresh_token: "secret",
+      service: "reg",
+      scope: "repository:a/b:pull",
+    });
+  }, {
+    credentials: {
+      where: "here",
+      find: () =>
+        Promise.resolve({
+          username: "",
+          basic: btoa(":"),
+          identityToken: "secret",
+        }),
+    },
+  });
+});
+
+Deno.test("registry: who is gone before a token fails leaves nothing behind", async () => {
+  const { answer } = tokenServer({
+    token: (asked) => {
+      setTimeout(() => answerStatus(asked, 500), 50);
+    },
+  });
+  await withServer(answer, async (blob) => {
+    const stop = new AbortController();
+    const reading = read(blob, 0, 10, stop.signal);
+    setTimeout(() => stop.abort(), 25);
+    await rejects(reading, "EIO", /it was ended/);
+    await new Promise((done) => setTimeout(done, 100));
+  });
+});

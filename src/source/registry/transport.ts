@@ -112,22 +112,31 @@ export function createTransport(options: TransportOptions): Transport {
       };
       const tls = url.protocol === "https:";
       const unchecked = tls && insecure.has(hostPort(url));
-      if (unchecked || (tls && ca !== undefined) || body !== undefined) {
+      const byNode = async () => {
         const kind = unchecked ? "unchecked" : "checked";
         let node = nodes.get(kind);
         if (node === undefined) {
           nodes.set(kind, node = nodeTransport(!unchecked));
         }
         return await (await node).send({ ...request, headers });
+      };
+      if (unchecked || (tls && ca !== undefined) || body !== undefined) {
+        return await byNode();
       }
       fetching ??= fetchClient();
-      return await fetch(url, {
-        method: request.method ?? "GET",
-        client: await fetching,
-        redirect: "manual",
-        headers,
-        signal,
-      });
+      try {
+        return await fetch(url, {
+          method: request.method ?? "GET",
+          client: await fetching,
+          redirect: "manual",
+          headers,
+          signal,
+        });
+      } catch (error) {
+        // Ports that browsers keep pages from, 6000 for one.
+        if (!/port \d+ are blocked/.test(String(error))) throw error;
+        return await byNode();
+      }
     },
     close,
     [Symbol.dispose]: close,
