@@ -14,8 +14,17 @@ export type Queue = "miss" | "event" | "scsi";
 const drains = new Map<Queue, () => void>();
 let socket: { close(): void } | undefined;
 
+/** One that throws keeps no other from being called, now or later. */
+function call(drain: () => void): void {
+  try {
+    drain();
+  } catch (error) {
+    reportError(error);
+  }
+}
+
 function drainAll(): void {
-  for (const drain of [...drains.values()]) drain();
+  for (const drain of [...drains.values()]) call(drain);
 }
 
 function connect(path: string | null): void {
@@ -91,7 +100,7 @@ export function onWake(queue: Queue, drain: () => void): Disposable {
   }
   // What came before this queue had a drain woke nobody who would look.
   queueMicrotask(() => {
-    if (drains.get(queue) === drain) drain();
+    if (drains.get(queue) === drain) call(drain);
   });
   return {
     [Symbol.dispose]() {
