@@ -37,7 +37,7 @@ function createWorld() {
   const lines: string[] = [];
   const line = (text: string) => void lines.push(text);
   const routes = new Map<number, (command: ScsiCommand) => void>();
-  /** by path: what opening an image waits for */
+  /** by path: what opening an image waits for; "close": what rings do */
   const gates = new Map<string, Promise<void>>();
 
   const core = (name: string) =>
@@ -125,9 +125,9 @@ function createWorld() {
       data: (_tag, bytes) => new Uint8Array(Math.min(bytes, 4096)),
       complete: (tag, status, _sense, data) =>
         answers.get(tag)?.({ status, data: [...data ?? []] }),
-      close() {
+      async close() {
+        await gates.get("close");
         one.ringClosed = true;
-        return Promise.resolve();
       },
     };
     return Promise.resolve(ring);
@@ -443,6 +443,23 @@ Deno.test("at the end devices are held back, closed, and left to the next", asyn
   equal(world.action(1, "block_dev"), "0");
   world.add(4, "overlaybd//d");
   equal(await world.answered(1), [`added 104 ${ERRNO.EAGAIN}`]);
+});
+
+Deno.test("a device that is removed while it is left is closed, then answered", async () => {
+  using world = createWorld();
+  world.has(1, "overlaybd//a");
+  world.add(1, "overlaybd//a");
+  await world.answered(1);
+  const gate = Promise.withResolvers<void>();
+  world.gates.set("close", gate.promise);
+  const left = world.devices.close(0);
+  await world.until(() => world.action(1, "block_dev") === "1");
+  world.remove(1, "overlaybd//a");
+  await new Promise((done) => setTimeout(done, 20));
+  equal(world.replies, []);
+  gate.resolve();
+  await left;
+  equal(await world.answered(1), ["removed 101 0"]);
 });
 
 Deno.test("a device whose event was lost is served and answered at the second look", async () => {

@@ -235,11 +235,15 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
     list: () => [...entries.values()].map(({ device }) => device),
     async close(graceMs) {
       closing = true;
-      await Promise.all([...entries.values()].map(async (entry) => {
-        entry.device.end();
-        await entry.queue;
-        if (entries.get(entry.device.uio.minor) !== entry) return;
-        await entry.device.leave(graceMs);
+      await Promise.all([...entries.values()].map((entry) => {
+        const { device } = entry;
+        device.end();
+        // In the queue, so that one that is removed now is closed before.
+        entry.queue = entry.queue.then(async () => {
+          if (entries.get(device.uio.minor) !== entry) return;
+          await device.leave(graceMs);
+        });
+        return entry.queue;
       }));
     },
   };
