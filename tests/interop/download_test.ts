@@ -8,15 +8,7 @@
  */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
-import {
-  closeFd,
-  faultIo,
-  IO,
-  O,
-  openFd,
-  writeDevice,
-} from "../../ffi/engine.ts";
-import type { DownloadConfig } from "../../src/image/config.ts";
+import { faultIo, IO, writeDevice } from "../../ffi/engine.ts";
 import type { OpenImage } from "../../src/image/image.ts";
 import type { ImageAudit } from "../../src/image/log.ts";
 import { snapshotImage } from "../../src/image/snapshot.ts";
@@ -24,76 +16,20 @@ import { openAudit } from "../../src/service/audit.ts";
 import { loadServiceConfig } from "../../src/service/config.ts";
 import { createLog } from "../../src/service/log.ts";
 import { createService } from "../../src/service/service.ts";
-import { presentUnits } from "../../src/source/cache/file.ts";
+import { commitLayer, logTo, noise, readImage, until } from "../lib/blobs.ts";
+import { mustRun, sha256File } from "../lib/env.ts";
 import {
-  type BlobRequest,
-  type BlobServer,
-  commitLayer,
-  type Host,
-  logTo,
-  noise,
-  openHost,
-  readImage,
-  startBlobServer,
-  until,
-} from "../lib/blobs.ts";
-import { mustRun, sha256File, type TempDir, tempDir } from "../lib/env.ts";
+  BLOCK,
+  CONTENT,
+  refuseAgain,
+  settings,
+  setUp,
+  SIZE,
+  writtenBlocks,
+} from "../lib/layer_dir.ts";
 import { newUpper } from "../lib/product.ts";
-import { startServer } from "../lib/server.ts";
 
 const MIB = 1 << 20;
-const SIZE = 6 * MIB;
-const CONTENT = noise(1, SIZE);
-const BLOCK = 65536;
-
-const settings = (change: Partial<DownloadConfig> = {}): DownloadConfig => ({
-  ...{ enable: true, delay: 0, delayExtra: 1, maxMBps: 0, tryCnt: 3 },
-  blockSize: BLOCK,
-  ...change,
-});
-
-/** One remote layer with a directory of its own. */
-interface Setup extends AsyncDisposable {
-  dir: TempDir;
-  server: BlobServer;
-  /** of the blob */
-  size: number;
-  layerDir: string;
-  commit: string;
-  temp: string;
-  lower: { digest: string; dir: string; size: number };
-  host(cache: string, cacheType?: string): Host;
-  /** bytes that the server has sent */
-  sent(): number;
-}
-
-async function setUp(
-  options: readonly string[] = ["-z", "-t"],
-  where: "disk" | "memory" = "disk",
-): Promise<Setup> {
-  const dir = tempDir(where);
-  const server = startBlobServer();
-  const path = await commitLayer(dir, "layer", CONTENT, options);
-  const digest = server.add(path);
-  const { size } = Deno.statSync(path);
-  const layerDir = dir.file("snapshot");
-  Deno.mkdirSync(layerDir);
-  return {
-    dir,
-    server,
-    size,
-    layerDir,
-    commit: `${layerDir}/overlaybd.commit`,
-    temp: `${layerDir}/.download`,
-    lower: { digest, dir: layerDir, size },
-    host: (cache, type) => openHost(server.url, dir.file(cache), BLOCK, type),
-    sent: () => server.requests.reduce((n, { from, to }) => n + to - from, 0),
-    async [Symbol.asyncDispose]() {
-      await server[Symbol.asyncDispose]();
-      dir[Symbol.dispose]();
-    },
-  };
-}
 
 /** All of the disk is what it should be. */
 async function checkDisk(image: OpenImage): Promise<void> {
@@ -179,34 +115,6 @@ Deno.test("what the cache has is not fetched again", async () => {
   assert(setup.sent() <= setup.size + 2 * BLOCK, `${setup.sent()}`);
   await checkDisk(image);
 });
-
-/** The whole blocks of a file that have been written, as [from, to). */
-function writtenBlocks(path: string, size: number): [number, number][] {
-  using file = Deno.openSync(path);
-  const fd = openFd(path, O.RDONLY);
-  try {
-    const bits = presentUnits(fd, size, BLOCK, file.statSync().blocks ?? 0);
-    return Array.from({ length: Math.ceil(size / BLOCK) }, (_, i) => i)
-      .filter((i) => (bits[i >> 3] ?? 0) >> (i & 7) & 1)
-      .map((i) => [i * BLOCK, Math.min(size, (i + 1) * BLOCK)]);
-  } finally {
-    closeFd(fd);
-  }
-}
-
-/** Nothing of `blocks` is asked for again, but for what opening reads. */
-function refuseAgain(
-  requests: readonly BlobRequest[],
-  blocks: readonly (readonly [number, number])[],
-  size: number,
-): void {
-  const ENDS = 8 * BLOCK;
-  for (const { from, to } of requests) {
-    if (to <= ENDS || from >= size - ENDS) continue;
-    const twice = blocks.find(([a, b]) => a < to && b > from);
-    assert.equal(twice, undefined, `${from}..${to} was there`);
-  }
-}
 
 Deno.test("a download that was ended goes on where it stopped", async () => {
   await using setup = await setUp();
@@ -430,30 +338,34 @@ Deno.test("bytes are right through a switch under heavy reads", async () => {
   }
 });
 
-Deno.test("a read that waits for its registry survives the switch", async () => {
-  await using setup = await setUp();
-  await using host = setup.host("cache");
-  await using image = await host.open(
-    { lowers: [setup.lower] },
-    { download: settings({ delay: 1 }) },
-  );
-  const block = gate();
-  let held = 0;
-  setup.server.intercept = async () => {
-    held++;
-    await block.closed;
-    return undefined;
-  };
-  const waiting = readImage(image, 3 * MIB, 4096);
-  await until(() => held > 0, "the read has asked");
-  await mustRun("cp", [setup.dir.file("layer.layer"), setup.commit]);
-  await image.background.download?.ended;
-  assert(isLocal(image));
-  await checkDisk(image);
-  assert.equal((await host.sources.blobs()).size, 1, "it is still used");
-  block.open();
-  assert.deepEqual(await waiting, CONTENT.slice(3 * MIB, 3 * MIB + 4096));
-});
+for (const writable of [false, true]) {
+  const kind = writable ? "with an upper" : "read-only";
+  Deno.test(`a read that waits for its registry survives the switch: ${kind}`, async () => {
+    await using setup = await setUp();
+    await using host = setup.host("cache");
+    const upper = await newUpper(setup.dir.file("up"), { size: SIZE });
+    await using image = await host.open(
+      { lowers: [setup.lower], ...(writable ? { upper } : {}) },
+      { download: settings({ delay: 1 }) },
+    );
+    const block = gate();
+    let held = 0;
+    setup.server.intercept = async () => {
+      held++;
+      await block.closed;
+      return undefined;
+    };
+    const waiting = readImage(image, 3 * MIB, 4096);
+    await until(() => held > 0, "the read has asked");
+    await mustRun("cp", [setup.dir.file("layer.layer"), setup.commit]);
+    await image.background.download?.ended;
+    assert(isLocal(image));
+    await checkDisk(image);
+    assert.equal((await host.sources.blobs()).size, 1, "it is still used");
+    block.open();
+    assert.deepEqual(await waiting, CONTENT.slice(3 * MIB, 3 * MIB + 4096));
+  });
+}
 
 Deno.test("a snapshot and a switch, in either order and at once: every byte stays", async () => {
   for (const order of ["snapshot", "switch", "both"] as const) {
@@ -710,53 +622,4 @@ Deno.test("cacheType download: the cache's own file is completed, and is the lay
   assert(!existsSync(setup.temp));
   assert(setup.sent() <= setup.size + 4 * BLOCK, `${setup.sent()}`);
   await checkDisk(image);
-});
-
-Deno.test("serve: killed during a download, the next one goes on, and nothing comes twice", async () => {
-  await using setup = await setUp();
-  const config = setup.dir.file("config.v1.json");
-  Deno.writeTextFileSync(
-    config,
-    JSON.stringify({ repoBlobUrl: setup.server.url, lowers: [setup.lower] }),
-  );
-  const service = setup.dir.file("overlaybd.json");
-  Deno.writeTextFileSync(
-    service,
-    JSON.stringify({
-      cacheConfig: {
-        ...{ cacheType: "file", cacheDir: setup.dir.file("cache") },
-        refillSize: BLOCK,
-      },
-      ...{ logPath: "", enableAudit: false },
-      download: settings({ maxMBps: 4 }),
-    }),
-  );
-  const start = () =>
-    startServer(setup.dir.file("nbd"), [config], {
-      args: ["--service_config_path", service],
-    });
-  let blocks: [number, number][] = [];
-  for (let round = 0; round < 3; round++) {
-    setup.server.requests.length = 0;
-    await using server = await start();
-    await until(
-      () =>
-        existsSync(setup.temp) &&
-        (Deno.statSync(setup.temp).blocks ?? 0) * 512 >=
-          blocks.length * BLOCK + MIB,
-      "another MiB has come",
-    );
-    await server.stop("SIGKILL");
-    refuseAgain(setup.server.requests, blocks, setup.size);
-    const now = writtenBlocks(setup.temp, setup.size);
-    assert(now.length > blocks.length);
-    blocks = now;
-  }
-  setup.server.requests.length = 0;
-  await using server = await start();
-  await until(() => existsSync(setup.commit), "the layer is there");
-  assert.equal(`sha256:${sha256File(setup.commit)}`, setup.lower.digest);
-  refuseAgain(setup.server.requests, blocks, setup.size);
-  await mustRun("nbdcopy", [server.uri, setup.dir.file("copy")]);
-  assert.deepEqual(Deno.readFileSync(setup.dir.file("copy")), CONTENT);
 });

@@ -4,6 +4,7 @@
  * states after power loss, more programs.
  */
 import { cacheKillLoop, networkLoop } from "../fault/cache_loops.ts";
+import { killDuringDownload } from "../fault/download_loop.ts";
 import { killLoop, snapshotKillLoop } from "../fault/kill_loop.ts";
 import { mustRun, ROOT } from "../lib/env.ts";
 import { chooseSeed, numberFromEnv } from "../lib/random.ts";
@@ -74,4 +75,8 @@ Deno.test("many random programs against a plain array", async () => {
   await again("tests/model/model_test.ts", "random programs", {
     PROGRAMS: `${4000 * TIMES}`,
   });
+});
+
+Deno.test("kill -9 amid a background download, many times", async () => {
+  await killDuringDownload(6 * TIMES);
 });
