@@ -19,6 +19,7 @@ import { benchCommands } from "./bench_commands.ts";
 import { benchFetch } from "./bench_fetch.ts";
 import { benchReads } from "./bench_reads.ts";
 import { benchServe } from "./bench_serve.ts";
+import { benchSnapshot } from "./bench_snapshot.ts";
 import type { Result } from "./measure.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
@@ -33,6 +34,7 @@ const GROUPS: Readonly<Record<string, (dir: string) => Promise<Result[]>>> = {
   serve: benchServe,
   cold: benchCold,
   fetch: benchFetch,
+  snapshot: benchSnapshot,
 };
 
 function verdict(result: Result): string {
