@@ -38,8 +38,19 @@ async function startExporter(service: Service): Promise<Part> {
     devices: () =>
       service.images().map(({ name, image: { device } }) => ({ name, device })),
   });
+  const { meterReads } = await import("./read_meter.ts");
+  const reads = meterReads(
+    meters.pread,
+    () => service.images().map(({ image }) => image.device),
+  );
   log.info(`metrics at ${exporter.url}`);
-  return exporter;
+  return {
+    url: exporter.url,
+    async close() {
+      reads[Symbol.dispose]();
+      await exporter.close();
+    },
+  };
 }
 
 async function startSnapshots(service: Service): Promise<Part> {

@@ -8,8 +8,8 @@
 
 /** What the original measures of one kind of read. */
 export interface Meter {
-  /** Notes a read that has ended. */
-  record(bytes: number, latencyUs: number): void;
+  /** Notes a read that has ended, or several. */
+  record(bytes: number, latencyUs: number, reads?: number): void;
   /** Figures of the last second, and of the last five for latency. */
   read(): MeterFigures;
 }
@@ -41,7 +41,7 @@ export function createMeter(
   );
   let totalBytes = 0;
   return {
-    record(bytes, latencyUs) {
+    record(bytes, latencyUs, reads = 1) {
       const nr = Math.floor(now() / SLOT_MS);
       const slot = slots[nr % LATENCY_SLOTS];
       if (slot === undefined) return;
@@ -49,7 +49,7 @@ export function createMeter(
         Object.assign(slot, { nr, bytes: 0, reads: 0, maxUs: 0 });
       }
       slot.bytes += bytes;
-      slot.reads++;
+      slot.reads += reads;
       slot.maxUs = Math.max(slot.maxUs, latencyUs);
       totalBytes += bytes;
     },

@@ -6,6 +6,9 @@ import {
   ok,
   throws,
 } from "node:assert/strict";
+import { readDeviceSync } from "../../ffi/engine.ts";
+import { parseImageConfig } from "../../src/image/config.ts";
+import { openImage } from "../../src/image/image.ts";
 import { parseServiceConfig } from "../../src/service/config.ts";
 import { startExporter } from "../../src/service/exporter.ts";
 import {
@@ -13,7 +16,9 @@ import {
   metricsText,
   originalText,
 } from "../../src/service/metrics.ts";
+import { meterReads } from "../../src/service/read_meter.ts";
 import { have, mustRun, mustTool, ROOT, run, tempDir } from "../lib/env.ts";
+import { newUpper } from "../lib/product.ts";
 import { startServer } from "../lib/server.ts";
 
 const METERS = { pread: createMeter(), download: createMeter() };
@@ -151,4 +156,27 @@ Deno.test("serve shows its devices' figures", async () => {
     stdin: new TextEncoder().encode(ours),
   });
   equal([checked.code, checked.stdout, checked.stderr], [0, "", ""]);
+});
+
+Deno.test("what devices read is what the pread meter shows", async () => {
+  using dir = tempDir();
+  const upper = await newUpper(dir.file("up"), { size: 1 << 20 });
+  const config = parseImageConfig({ lowers: [], upper }, "test");
+  await using image = await openImage(config);
+  const meter = createMeter();
+  const read = (n: number) =>
+    readDeviceSync(image.device, new Uint8Array(n), 0);
+  read(4096);
+  using _reads = meterReads(meter, () => [image.device], 5);
+  const shown = async (bytes: number) => {
+    for (let i = 0; i < 400 && meter.read().totalBytes < bytes; i++) {
+      await new Promise((done) => setTimeout(done, 5));
+    }
+    return meter.read();
+  };
+  equal((await shown(4096)).totalBytes, 4096);
+  for (let i = 0; i < 32; i++) read(512);
+  const figures = await shown(4096 + 32 * 512);
+  equal(figures.totalBytes, 4096 + 32 * 512);
+  ok(figures.maxLatencyUs > 0);
 });
