@@ -6,7 +6,7 @@
  */
 import { snapshotUpper, upperSource } from "../../ffi/engine.ts";
 import { readImageConfig } from "../image/config.ts";
-import { type OpenStack, openStack } from "../image/image.ts";
+import type { OpenStack } from "../image/image.ts";
 import { type MergeLayer, mergeLayers } from "../layer/merge.ts";
 import { readServiceConfig } from "../service/config.ts";
 import { withResultFile } from "../service/result.ts";
@@ -17,6 +17,7 @@ import { newUpload, UploadError, warnUpload } from "./upload.ts";
 import type { Call } from "./program.ts";
 import { showProgress } from "./progress.ts";
 import { InterruptedError, interruptible } from "./signals.ts";
+import { openWhole, type WholeStack } from "./whole.ts";
 import type { Args } from "./table.ts";
 
 type MergeArgs = Args<"merge">;
@@ -44,12 +45,12 @@ function upperOf(
   };
 }
 
-async function openConfigured(args: MergeArgs): Promise<OpenStack> {
-  await readServiceConfig(args.serviceConfig);
+async function openConfigured(args: MergeArgs): Promise<WholeStack> {
+  const settings = await readServiceConfig(args.serviceConfig);
   const config = await readImageConfig(args.image_config_path);
   return await withResultFile(
     config.resultFile,
-    () => openStack(config, { readonly: true }),
+    () => openWhole(config, settings),
   );
 }
 
@@ -107,10 +108,11 @@ export async function run(args: MergeArgs, call: Call): Promise<number> {
   if (output === undefined) {
     throw mergeFailure(call, "failed to create output file");
   }
-  const stack = await openConfigured(args).catch((error) => {
+  await using whole = await openConfigured(args).catch((error) => {
+    if (error instanceof InterruptedError) throw error;
     throw mergeFailure(call, "failed to create image file", error);
   });
-  using _ = stack;
+  const { stack } = whole;
   for (const warning of stack.warnings) console.error(`WARNING ${warning}`);
   try {
     await merge({ ...args, output }, stack, call);

@@ -26,6 +26,7 @@ import {
   sha256File,
   type TempDir,
   tempDir,
+  tool,
 } from "../lib/env.ts";
 import { newUpper, openDisk, writeConfig } from "../lib/product.ts";
 import { noise } from "../lib/random.ts";
@@ -257,4 +258,46 @@ Deno.test("serve shows a remote layer over NBD", async () => {
   await mustRun("nbdcopy", [server.uri, dir.file("copy")]);
   assert.deepEqual(Deno.readFileSync(dir.file("copy")), content);
   assert.equal(Deno.readTextFileSync(dir.file("result")), "success");
+});
+
+Deno.test("merge: remote lowers are fetched to their end, and make one layer", async () => {
+  using dir = tempDir();
+  const { path, content } = await makeLayer(dir, { zfile: true, tar: true });
+  await using blobs = serveBlob(path);
+  const config = dir.file("config.v1.json");
+  Deno.writeTextFileSync(
+    config,
+    JSON.stringify({
+      repoBlobUrl: blobs.url,
+      lowers: [{ digest: `sha256:${sha256File(path)}` }],
+    }),
+  );
+  const service = dir.file("overlaybd.json");
+  const cacheDir = dir.file("cache");
+  Deno.writeTextFileSync(
+    service,
+    JSON.stringify({ cacheConfig: { cacheType: "file", cacheDir } }),
+  );
+  const flat = dir.file("flat");
+  const args = ["merge", config, flat, "--service_config_path", service];
+  const merged = await tool("overlaybd", args);
+  assert.equal(merged.code, 0, merged.stderr);
+  await using disk = await openDisk({ lowers: [flat] });
+  assert.deepEqual(disk.read(0, SIZE), content);
+
+  // What another process holds is not there for the whole time.
+  Deno.removeSync(flat);
+  await withImage(dir, blobs.url, path, async () => {
+    const { code, stderr } = await tool("overlaybd", args);
+    assert.equal(code, 255);
+    assert.match(stderr, /another process has it.* name another cacheConfig/);
+  });
+  blobs.state.status = 404;
+  Deno.removeSync(cacheDir, { recursive: true });
+  const missing = await tool("overlaybd", args);
+  assert.equal(missing.code, 255);
+  assert.match(
+    missing.stderr,
+    /^overlaybd merge: cannot open lowers\[0\]: .*404/m,
+  );
 });
