@@ -133,7 +133,8 @@ function onMachine(
 }
 
 /** What dpkg itself writes; it drops an empty /opt, too. */
-const OF_DPKG = /^\/(var\/(lib\/dpkg|log|cache|lib\/systemd)|root|opt$)(\/|$)/;
+const OF_DPKG =
+  /^\/(var\/(lib\/dpkg|log\/(dpkg|alternatives)|cache|lib\/systemd)|root|opt$)(\/|\.|$)/;
 
 onMachine(
   "installed, upgraded over itself, removed and purged, nothing stays",
@@ -160,6 +161,11 @@ onMachine(
     await on.must(`dpkg -i ${deb}`);
     equal(Deno.readTextFileSync(on.root + CONF), edited);
 
+    // What a service leaves.
+    await on.must(
+      "mkdir -p /opt/overlaybd/registry_cache /opt/overlaybd/gzip_cache.state" +
+        " && touch /var/log/overlaybd.log.1 /var/log/overlaybd-audit.log",
+    );
     await on.must("dpkg -r overlaybd-deno");
     equal(Deno.readTextFileSync(on.root + CONF), edited);
     ok(existsSync(on.root + CRED));
