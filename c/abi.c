@@ -34,7 +34,7 @@ AT(obd_upper_report, bad, 48);
 SIZE(obd_extent, 16);
 AT(obd_extent, state, 8);
 
-SIZE(obd_device_stats, 96);
+SIZE(obd_device_stats, 104);
 AT(obd_device_stats, discards, 32);
 AT(obd_device_stats, misses, 64);
 AT(obd_device_stats, allocations, 88);

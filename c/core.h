@@ -212,7 +212,8 @@ OBD_HIDDEN int obd_write_iov(int fd, const struct iovec *iov, uint32_t count,
 
 enum obd_stat { ST_READS, ST_READ_BYTES, ST_WRITES, ST_WRITTEN_BYTES,
 		ST_DISCARDS, ST_DISCARDED_BYTES, ST_FLUSHES, ST_ERRORS,
-		ST_MISSES, ST_PARKED, ST_CORRUPT, ST_ALLOCATIONS, ST_COUNT };
+		ST_MISSES, ST_PARKED, ST_CORRUPT, ST_ALLOCATIONS,
+		ST_HEALED, ST_COUNT };
 /* Every shard but the last belongs to one living thread, which needs no
  * locked instruction to count; the last is everybody else's. */
 #define STAT_SHARDS 16u

@@ -401,10 +401,11 @@ OBD_API int32_t obd_device_extents(struct obd_device *dev, uint64_t at,
 				   uint64_t n, struct obd_extent *out,
 				   uint32_t max);
 
-struct obd_device_stats {    /* 96 bytes, running totals */
+struct obd_device_stats {    /* 104 bytes, running totals */
 	uint64_t reads, read_bytes, writes, written_bytes;      /* 0..31 */
 	uint64_t discards, discarded_bytes, flushes, errors;    /* 32..63 */
 	uint64_t misses, parked, corrupt, allocations;          /* 64..95 */
+	uint64_t healed;     /* 96: of corrupt, fetched again and right then */
 };
 OBD_API int32_t obd_device_stat(struct obd_device *dev,
 				struct obd_device_stats *out);

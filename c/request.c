@@ -454,6 +454,8 @@ static void count_ended(struct obd_request *req)
 		obd_count(dev, ST_ERRORS, 1);
 		return;
 	}
+	if (obd_unlikely(req->tries))
+		obd_count(dev, ST_HEALED, req->tries);
 	switch (req->op) {
 	case OBD_READ:
 		obd_count(dev, ST_READS, 1);

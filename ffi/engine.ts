@@ -896,10 +896,12 @@ export interface DeviceStats {
   parked: number;
   corrupt: number;
   allocations: number;
+  /** of `corrupt`: fetched again, and right then */
+  healed: number;
 }
 
 export function deviceStats(device: Device): DeviceStats {
-  const raw = new BigUint64Array(12);
+  const raw = new BigUint64Array(13);
   check(lib.obd_device_stat(device.pointer, raw), "cannot get statistics");
   const at = (i: number) => Number(raw[i]);
   return {
@@ -915,6 +917,7 @@ export function deviceStats(device: Device): DeviceStats {
     parked: at(9),
     corrupt: at(10),
     allocations: at(11),
+    healed: at(12),
   };
 }
 

@@ -33,7 +33,7 @@ packages=(
 	clang llvm libnbd-bin nbdkit qemu-utils e2fsprogs fuse3 fio g++
 	debootstrap util-linux psmisc file mandoc
 	# servers of the tests and the demo
-	docker-registry nginx-light openssl curl
+	docker-registry nginx-light openssl curl prometheus
 	# to test in a virtual machine
 	qemu-system-x86 busybox-static kmod xz-utils sg3-utils xfsprogs
 	erofs-utils open-iscsi sudo ca-certificates
@@ -66,6 +66,7 @@ if [ ${#missing[@]} -gt 0 ] || ! ls /usr/lib/llvm-*/lib/clang/*/lib/linux/ \
 		case $p in
 		docker-registry) servers+=(docker-registry) ;;
 		nginx-light) servers+=(nginx) ;;
+		prometheus) servers+=(prometheus) ;;
 		esac
 	done
 	policy=/usr/sbin/policy-rc.d

@@ -7,7 +7,9 @@
  * @module
  */
 import { commandNames, commandSpec } from "../../src/cli/table.ts";
-import { ownMetrics } from "../../src/service/exporter.ts";
+import { createCounters } from "../../src/service/counters.ts";
+import { createMeter } from "../../src/service/metrics.ts";
+import { ownMetrics } from "../../src/service/own_metrics.ts";
 import {
   type DescribedField,
   imageFields,
@@ -60,13 +62,19 @@ const ORIGINAL_METRICS = [
   ["OverlayBD_Count", "gauge", "Bytes read since the start."],
 ] as const;
 
+const NOTHING = {
+  meters: { pread: createMeter(), download: createMeter() },
+  counters: createCounters(),
+  devices: () => [],
+};
+
 function metricTable(): string {
   return markdownTable([
     ["metric", "type", "meaning"],
     ...ORIGINAL_METRICS.map((
       [name, type, help],
     ) => [`\`${name}\``, type, help]),
-    ...ownMetrics([]).map(({ name, type, help }) => [
+    ...ownMetrics(NOTHING).map(({ name, type, help }) => [
       `\`${name}\``,
       type,
       help,

@@ -6,6 +6,7 @@
  * @module
  */
 import type { Devices } from "./devices.ts";
+import type { MeasuredRing } from "./own_metrics.ts";
 import type { Service } from "./service.ts";
 
 /** What requests work on. */
@@ -13,6 +14,8 @@ export interface HttpOptions {
   devices: Devices;
   /** clients find devices that can be used */
   ready: () => boolean;
+  /** the rings that are served now, for the metrics */
+  rings?: (() => Iterable<MeasuredRing>) | undefined;
   /** where API v1 listens instead of where the configuration says */
   listen?: string | undefined;
 }
@@ -30,13 +33,22 @@ interface Part {
   close(): Promise<void>;
 }
 
-async function startExporter(service: Service): Promise<Part> {
+async function startExporter(
+  service: Service,
+  { rings }: HttpOptions,
+): Promise<Part> {
   const { startExporter } = await import("./exporter.ts");
-  const { settings, meters, log } = service;
+  const { settings, meters, counters, log } = service;
   const exporter = startExporter(settings.exporterConfig, {
     meters,
+    counters,
+    rings,
     devices: () =>
-      service.images().map(({ name, image: { device } }) => ({ name, device })),
+      service.images().map(({ name, image: { device, stack } }) => ({
+        name,
+        device,
+        remote: stack.lowers.some((layer) => layer.remote !== undefined),
+      })),
   });
   const { meterReads } = await import("./read_meter.ts");
   const reads = meterReads(
@@ -102,7 +114,7 @@ export async function startHttp(
   };
   try {
     if (settings.exporterConfig.enable) {
-      running.push(await startExporter(service));
+      running.push(await startExporter(service, options));
     }
     if (settings.serviceConfig.enable) {
       running.push(await startSnapshots(service));

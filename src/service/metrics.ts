@@ -6,6 +6,8 @@
  * @module
  */
 
+import type { Histogram } from "./counters.ts";
+
 /** What the original measures of one kind of read. */
 export interface Meter {
   /** Notes a read that has ended, or several. */
@@ -75,16 +77,22 @@ export interface Meters {
   download: Meter;
 }
 
+type Labels = Readonly<Record<string, string>>;
+
 /** One of our own metrics. */
-export interface Metric {
-  name: string;
-  type: "counter" | "gauge";
-  help: string;
-  samples: readonly {
-    labels?: Readonly<Record<string, string>>;
-    value: number;
-  }[];
-}
+export type Metric =
+  | {
+    name: string;
+    type: "counter" | "gauge";
+    help: string;
+    samples: readonly { labels?: Labels; value: number }[];
+  }
+  | {
+    name: string;
+    type: "histogram";
+    help: string;
+    samples: readonly { labels?: Labels; value: Histogram }[];
+  };
 
 /** A label's value between its quotes. */
 function labelText(value: string): string {
@@ -132,15 +140,39 @@ export function originalText(
     group("OverlayBD_Count", "Bytes", ',type=""', (f) => f.totalBytes);
 }
 
+function line(name: string, labels: Labels = {}, value: number): string {
+  const inside = Object.entries(labels)
+    .map(([key, text]) => `${key}="${labelText(text)}"`).join(",");
+  return `${name}${inside === "" ? "" : `{${inside}}`} ${value}\n`;
+}
+
+function histogramLines(
+  name: string,
+  labels: Labels | undefined,
+  { bounds, counts, sum }: Histogram,
+): string[] {
+  let below = 0;
+  const buckets = counts.map((count, i) => {
+    below += count;
+    const le = String(bounds[i] ?? "+Inf");
+    return line(`${name}_bucket`, { ...labels, le }, below);
+  });
+  return [
+    ...buckets,
+    line(`${name}_sum`, labels, sum),
+    line(`${name}_count`, labels, below),
+  ];
+}
+
 /** Our own metrics as text; those without a sample are left out. */
 export function metricsText(metrics: readonly Metric[]): string {
   return metrics.filter(({ samples }) => samples.length > 0).map((metric) => {
-    const { name, type, help, samples } = metric;
-    const lines = samples.map(({ labels = {}, value }) => {
-      const inside = Object.entries(labels)
-        .map(([key, text]) => `${key}="${labelText(text)}"`).join(",");
-      return `${name}${inside === "" ? "" : `{${inside}}`} ${value}\n`;
-    });
+    const { name, type, help } = metric;
+    const lines = metric.type === "histogram"
+      ? metric.samples.flatMap(({ labels, value }) =>
+        histogramLines(name, labels, value)
+      )
+      : metric.samples.map(({ labels, value }) => line(name, labels, value));
     return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${lines.join("")}`;
   }).join("");
 }

@@ -28,6 +28,7 @@ import {
   parseServiceConfig,
   type ServiceConfig,
 } from "./config.ts";
+import { type Counters, createCounters } from "./counters.ts";
 import type { Logger, ServiceLog } from "./log.ts";
 import { createMeter, type Meters } from "./metrics.ts";
 import { writeResult } from "./result.ts";
@@ -74,6 +75,7 @@ export interface Service {
   readonly log: ServiceLog;
   readonly audit: Audit;
   readonly meters: Meters;
+  readonly counters: Counters;
   /** where remote layers come from */
   readonly sources: SourceSet;
   /**
@@ -175,7 +177,11 @@ export function createService(parts: ServiceParts): Service {
   let loaded = started;
   const meters = { pread: createMeter(), download: createMeter() };
   const warn = (line: string) => log.warn(line.replace(/^WARNING /, ""));
-  const client = openRegistry(() => loaded.config, warn);
+  const counters = createCounters();
+  const client = openRegistry(() => loaded.config, warn, {
+    onAnswer: counters.answered,
+    onRetry: counters.retried,
+  });
   const { cacheConfig } = settings;
   const sources = createSources({
     openBlob: client.openBlob,
@@ -185,7 +191,10 @@ export function createService(parts: ServiceParts): Service {
     refillSize: cacheConfig.refillSize,
     log: warn,
     audit: audit.record,
-    onEviction: audit.eviction,
+    onEviction: (done) => {
+      counters.evicted(done.actualEvict);
+      audit.eviction(done);
+    },
     onDownload: meters.download.record,
   });
   const open = new Set<ServedImage>();
@@ -277,6 +286,7 @@ export function createService(parts: ServiceParts): Service {
     log,
     audit,
     meters,
+    counters,
     sources,
     async open(request, signal) {
       const { path, devId } = request;
@@ -318,6 +328,7 @@ export function createService(parts: ServiceParts): Service {
       // Its code is needed by few.
       const { snapshotImage } = await import("../image/snapshot.ts");
       const report = await snapshotImage(image, path, newPath);
+      counters.paused(report.pauseUs / 1e6);
       for (const warning of report.warnings) served.log.warn(warning);
       served.log.info(
         `snapshot of ${path}: writes waited ${report.pauseUs.toFixed(0)} us`,

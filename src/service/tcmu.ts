@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { closeFd, raiseNofile } from "../../ffi/engine.ts";
+import { closeFd, type Device, raiseNofile } from "../../ffi/engine.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import {
   closeNetlink,
@@ -14,6 +14,7 @@ import {
   newRing,
   openNetlink,
   replyEvent,
+  type Ring,
   type ScsiCommand,
 } from "../../ffi/tcmu.ts";
 import { onWake } from "../../ffi/wake.ts";
@@ -32,6 +33,7 @@ import { createDevices as devicesByRequest } from "./devices.ts";
 import { startHttp } from "./http.ts";
 import type { Logger } from "./log.ts";
 import { type Manager, serviceManager } from "./notify.ts";
+import type { MeasuredRing } from "./own_metrics.ts";
 import type { Service } from "./service.ts";
 import { openTcmuImage } from "./tcmu_image.ts";
 import { tcmuKind } from "./tcmu_kind.ts";
@@ -82,6 +84,30 @@ async function openRing(
     closeFd(fd);
     throw error;
   }
+}
+
+/** The rings that are served, by their devices. */
+type Rings = Map<Device, Ring>;
+
+/** Keeps a ring in mind until it is closed. */
+function keep(rings: Rings, device: Device, ring: Ring): Ring {
+  rings.set(device, ring);
+  return {
+    ...ring,
+    close(graceMs) {
+      rings.delete(device);
+      return ring.close(graceMs);
+    },
+  };
+}
+
+function measureRings(service: Service, rings: Rings): MeasuredRing[] {
+  return service.images().flatMap(({ name, image: { device } }) => {
+    const ring = rings.get(device);
+    if (ring === undefined) return [];
+    const { depth, depthMax } = ring.stats();
+    return [{ name, depth: Number(depth), depthMax: Number(depthMax) }];
+  });
 }
 
 /** Stops new events, and ends those that wait for a former daemon. */
@@ -177,15 +203,20 @@ async function runDaemon(
   const { log } = service;
   using manager = serviceManager(log.warn);
   using router = createRouter();
+  const rings: Rings = new Map();
   const devices = createDevices({
     kernel,
     log,
     openImage: (argument, ended) => openTcmuImage(service, argument, ended),
-    openRing: (...args) => openRing(kernel, ...args),
+    openRing: async (...args) => {
+      const ring = await openRing(kernel, ...args);
+      return keep(rings, args[1], ring);
+    },
     route: router.route,
   }, replyEvent);
   const scsi = scsiDevices(kernel);
   const http = await startHttp(service, {
+    rings: () => measureRings(service, rings),
     devices: devicesByRequest(service, [tcmuKind(service, devices, scsi)]),
     ready: () => !signal.aborted,
   });

@@ -10,12 +10,14 @@ import { readDeviceSync } from "../../ffi/engine.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
 import { openImage } from "../../src/image/image.ts";
 import { parseServiceConfig } from "../../src/service/config.ts";
+import { createCounters, createHistogram } from "../../src/service/counters.ts";
 import { startExporter } from "../../src/service/exporter.ts";
 import {
   createMeter,
   metricsText,
   originalText,
 } from "../../src/service/metrics.ts";
+import { ownMetrics } from "../../src/service/own_metrics.ts";
 import { meterReads } from "../../src/service/read_meter.ts";
 import { have, mustRun, mustTool, ROOT, run, tempDir } from "../lib/env.ts";
 import { newUpper } from "../lib/product.ts";
@@ -88,7 +90,11 @@ Deno.test("labels are escaped, metrics without samples left out", () => {
 });
 
 Deno.test("a taken port is refused, not shared", async () => {
-  const options = { meters: METERS, devices: () => [] };
+  const options = {
+    meters: METERS,
+    counters: createCounters(),
+    devices: () => [],
+  };
   const first = startExporter(exporterConfig({ port: 0 }), options);
   const port = Number(new URL(first.url).port);
   throws(
@@ -96,6 +102,31 @@ Deno.test("a taken port is refused, not shared", async () => {
     /^ExporterError: Failed to start http server for metrics exporter: /,
   );
   await first.close();
+});
+
+Deno.test("a histogram's buckets add up, and end with everything", () => {
+  const value = createHistogram([0.1, 1]);
+  for (const seconds of [0.05, 0.1, 0.5, 7]) value.record(seconds);
+  const metric = { name: "h", type: "histogram", help: "h." } as const;
+  equal(
+    metricsText([{ ...metric, samples: [{ labels: { a: "b" }, value }] }]),
+    "# HELP h h.\n# TYPE h histogram\n" +
+      'h_bucket{a="b",le="0.1"} 2\n' +
+      'h_bucket{a="b",le="1"} 3\n' +
+      'h_bucket{a="b",le="+Inf"} 4\n' +
+      `h_sum{a="b"} ${0.05 + 0.1 + 0.5 + 7}\n` +
+      'h_count{a="b"} 4\n',
+  );
+});
+
+Deno.test("statuses of registries are few, whatever they answer", () => {
+  const counters = createCounters();
+  for (let status = 100; status < 600; status++) counters.answered(status);
+  counters.answered(undefined);
+  ok(counters.fetches.size < 30, [...counters.fetches.keys()].join());
+  equal(counters.fetches.get("failed"), 1);
+  equal(counters.fetches.get("404"), 1);
+  equal(counters.fetches.get("5xx"), 96);
 });
 
 /** Names of metrics in a text, those of Prometheus' functions apart. */
@@ -136,7 +167,20 @@ Deno.test("serve shows its devices' figures", async () => {
   const other = await get("/other");
   equal([other.status, await other.text()], [404, ""]);
 
-  const emitted = new Set(metricNames(text));
+  match(
+    text,
+    /^overlaybd_read_seconds_bucket\{device="d1",source="local",le="\+Inf"\} \d+$/m,
+  );
+  // Some need a remote layer, a ring, a fetch: their names are there.
+  const none = ownMetrics({
+    meters: METERS,
+    counters: createCounters(),
+    devices: () => [],
+  });
+  const emitted = new Set([
+    ...metricNames(text),
+    ...none.map(({ name }) => name),
+  ]);
   const dashboard = Deno.readTextFileSync(`${ROOT}/etc/grafana-dashboard.json`);
   const queries = [...dashboard.matchAll(/"expr": "((?:[^"\\]|\\.)*)"/g)];
   ok(queries.length > 5);

@@ -47,6 +47,7 @@ const deviceSchema = z.strictObject({
     misses: count,
     parked: count,
     corrupt: count,
+    healed: count,
   }),
 }).openapi("Device");
 

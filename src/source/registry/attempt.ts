@@ -126,6 +126,7 @@ export async function tryAgain<T>(
   ms: number,
   signal: AbortSignal | undefined,
   work: (ms: number) => Promise<T>,
+  onRetry?: () => void,
 ): Promise<T> {
   const until = performance.now() + ms;
   for (let n = 1;; n++) {
@@ -137,6 +138,7 @@ export async function tryAgain<T>(
       const over = performance.now() + wait >= until;
       if (!error.retryable || n === TRIES || over) throw error;
       await pause(wait, signal);
+      onRetry?.();
     }
   }
 }

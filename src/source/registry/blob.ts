@@ -153,7 +153,12 @@ export function openRegistryBlob(
     length: number,
     signal: AbortSignal | undefined,
   ): Promise<Part> =>
-    tryAgain(parts.attemptMs, signal, (ms) => begin(at, length, ms, signal));
+    tryAgain(
+      parts.attemptMs,
+      signal,
+      (ms) => begin(at, length, ms, signal),
+      parts.onRetry,
+    );
 
   /** What reading a part threw, or that it ended early. */
   const cut = (part: Part, at: number, cause: unknown): SourceError => {
@@ -182,6 +187,7 @@ export function openRegistryBlob(
       failures = at - partAt >= PROGRESS ? 0 : failures + 1;
       if (!error.retryable || failures === TRIES) throw error;
       if (failures > 0) await pause(backoff(failures), signal);
+      parts.onRetry?.();
       part = await insist(at, stop - at, signal);
       partAt = at;
     };

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import type { RequestParts } from "./request.ts";
 import { ANONYMOUS, type Credentials } from "../credential/credential.ts";
 import { type Blob, SourceError } from "../source.ts";
 import { createAuth } from "./auth.ts";
@@ -24,6 +25,9 @@ export interface RegistryOptions extends Partial<TransportOptions> {
   attemptMs?: number;
   /** requests at once to one server */
   maxPerHost?: number;
+  /** told of every answer, and of every request after a failure */
+  onAnswer?: RequestParts["onAnswer"];
+  onRetry?: RequestParts["onRetry"];
 }
 
 /** See the module's comment. */
@@ -79,6 +83,8 @@ export function createRegistryClient(
     hosts: createHosts(options.maxPerHost),
     auth: createAuth(transport, credentials, attemptMs),
     attemptMs,
+    onAnswer: options.onAnswer,
+    onRetry: options.onRetry,
     log,
     async explainRefusal(url: URL) {
       const found = await credentials.find(url.href);

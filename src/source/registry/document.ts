@@ -61,7 +61,12 @@ export async function getDocument(
       throw attempt.ended(what) ?? transportError(what, answer.url, cause);
     }
   };
-  const { bytes, type } = await tryAgain(parts.attemptMs, signal, get);
+  const { bytes, type } = await tryAgain(
+    parts.attemptMs,
+    signal,
+    get,
+    parts.onRetry,
+  );
   const hash = await crypto.subtle.digest("SHA-256", bytes);
   const got = `sha256:${new Uint8Array(hash).toHex()}`;
   if (digest !== undefined && got !== digest) {

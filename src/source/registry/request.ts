@@ -22,6 +22,10 @@ export interface RequestParts {
   auth: Auth;
   /** how long one attempt may take */
   attemptMs: number;
+  /** told of every answer; undefined: there was none */
+  onAnswer?: ((status: number | undefined) => void) | undefined;
+  /** told when something is asked for again after a failure */
+  onRetry?: (() => void) | undefined;
 }
 
 /** An answer whose body was not read. */
@@ -76,9 +80,11 @@ export async function getOnce(
         signal: attempt.signal,
       });
       complain(slot, response);
+      parts.onAnswer?.(response.status);
       return { response, url, [Symbol.dispose]: () => slot.release() };
     } catch (cause) {
       slot.release();
+      parts.onAnswer?.(undefined);
       throw cause;
     }
   } catch (cause) {
