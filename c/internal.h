@@ -297,6 +297,7 @@ struct obd_request {
 	uint32_t tries;           /* corrupt blocks asked for again */
 	uint32_t state;           /* REQ_*, see miss.c */
 	uint32_t held;            /* 1: holds a reference on dev */
+	uint32_t progress;        /* bytes of a change that are done */
 	uint32_t fetched;         /* 1: has waited for absent data */
 };
 OBD_HIDDEN bool obd_request_submit(struct obd_request *req);

@@ -16,6 +16,8 @@
 #include "core.h"
 
 #define CORRUPT_TRIES 3u
+#define ZERO_STEP (8u << 20)
+#define HEADER 4096u                 /* before the data of a sparse layer */
 
 enum step { STEP_ENDED, STEP_PARKED, STEP_HELPER };
 
@@ -333,17 +335,49 @@ static bool ask_lower(struct obd_request *req, struct obd_upper *upper,
 
 const struct obd_upper_ask obd_request_ask = { ask_read, ask_lower };
 
-/* 0, -errno or GATE_PARKED. */
+/* What is done at once of a change: zeros on a sparse layer may take long,
+ * and nothing may hold up a push for long (push.c).  Steps end where host
+ * blocks do. */
+static uint64_t change_step(const struct obd_request *req)
+{
+	uint64_t left = req->length - req->progress, step;
+
+	if (req->op == OBD_WRITE || req->view->upper->kind == OBD_UPPER_LOG)
+		return left;
+	step = ZERO_STEP - (req->offset + req->progress + HEADER) % ZERO_STEP;
+	return step < left ? step : left;
+}
+
+/* The gate is open.  The next step of req. */
+static int change_some(struct obd_request *req)
+{
+	struct obd_request part = *req;
+	uint64_t step = change_step(req);
+	int err;
+
+	part.offset += req->progress;
+	part.length = (uint32_t)step;
+	err = obd_upper_change(req->view->upper, &part, &obd_request_ask);
+	req->tries = part.tries;
+	if (!err)
+		req->progress += (uint32_t)step;
+	return err;
+}
+
+/* 0, -errno or GATE_PARKED: then it goes on where it was. */
 static int change(struct obd_request *req)
 {
 	struct obd_upper *upper;
-	int err = obd_gate_enter(req);
+	int err;
 
-	if (err)
-		return err;
-	upper = req->view->upper;
-	err = obd_upper_change(upper, req, &obd_request_ask);
-	obd_gate_leave(req->dev);
+	do {
+		err = obd_gate_enter(req);
+		if (err)
+			return err;
+		upper = req->view->upper;
+		err = change_some(req);
+		obd_gate_leave(req->dev);
+	} while (!err && req->progress < req->length);
 	if (!err && req->flags & OBD_REQ_FUA)
 		err = obd_upper_sync(upper);
 	return err;
@@ -567,6 +601,7 @@ static bool start(struct obd_request *req)
 	req->fetched = 0;
 	req->miss_err = 0;
 	req->tries = 0;
+	req->progress = 0;
 	req->state = REQ_RUNNING;
 	req->held = 0;
 	return true;

@@ -498,6 +498,50 @@ static void closing_ends_what_waits(void)
 	disk_free(d);
 }
 
+#define LARGE (48 * MIB)
+
+static struct obd_upper *large_sparse(void)
+{
+	struct obd_upper_report report;
+	struct obd_upper *upper;
+
+	MUST(!obd_upper_open(OBD_UPPER_SPARSE, layer_file(4096 + LARGE), -1,
+			     LARGE, &report, &upper));
+	return upper;
+}
+
+static void *zero_all(void *arg)
+{
+	MUST(!obd_device_zero(arg, 512, LARGE - 1024));
+	return NULL;
+}
+
+/* Zeros over data are really written on a sparse layer, which takes long. */
+static void a_long_zero_lets_a_push_in_between(void)
+{
+	struct obd_upper *first = large_sparse(), *second = large_sparse();
+	struct obd_device *dev = device_of(flat_view(blob_source(3, LARGE)),
+					   first, LARGE, 1000);
+	uint8_t *buf = malloc(LARGE);
+	uint64_t pause_ns;
+	pthread_t thread;
+	int tries, err = -ETIMEDOUT;
+
+	MUST(buf);
+	MUST(!pthread_create(&thread, NULL, zero_all, dev));
+	for (tries = 0; err == -ETIMEDOUT && tries < 1000; tries++)
+		err = obd_device_push(dev, second, 1000000, 500, &pause_ns);
+	CHECK_EQ(err, 0);
+	MUST(!pthread_join(thread, NULL));
+	CHECK_EQ(obd_device_read(dev, buf, LARGE, 0), 0);
+	CHECK(blob_same(3, buf, 0, 512));
+	CHECK(all_bytes(buf + 512, 0, LARGE - 1024));
+	CHECK(blob_same(3, buf + LARGE - 512, LARGE - 512, 512));
+	free(buf);
+	obd_device_unref(dev);
+	obd_upper_unref(second);
+}
+
 /* ---- what is refused ----------------------------------------------------- */
 
 static void a_push_that_cannot_be_leaves_the_device_alone(void)
@@ -644,6 +688,7 @@ int main(void)
 	RUN(a_change_that_does_not_end_costs_no_more_than_the_limit);
 	RUN(changes_wait_at_a_closed_gate_and_reads_do_not);
 	RUN(closing_ends_what_waits);
+	RUN(a_long_zero_lets_a_push_in_between);
 	RUN(a_push_that_cannot_be_leaves_the_device_alone);
 	RUN(snapshots_under_load_lose_nothing);
 	obd_engine_stop();
