@@ -190,10 +190,19 @@ export async function listDevices(place: Place): Promise<FoundDevice[]> {
   return found.sort((a, b) => byId(a.id, b.id));
 }
 
-const EBUSY = 16;
+/** True when opening succeeds; what was opened is closed again. */
+function opens(path: string, flags: number): boolean {
+  try {
+    closeFd(openFd(path, flags | O.NONBLOCK));
+    return true;
+  } catch (error) {
+    if (error instanceof EngineError) return false;
+    throw error;
+  }
+}
 
 /**
- * True when a daemon has the device: only one can open its uio file.
+ * False when no daemon has the device: only one can open its uio file.
  *
  * @param device one that is enabled
  */
@@ -203,21 +212,10 @@ export async function isServed(
 ): Promise<boolean> {
   const uio = (await listUio(paths))
     .find((it) => it.hba === hba && it.name === name);
-  if (uio === undefined) return false;
-  try {
-    closeFd(openFd(`${paths.dev}/uio${uio.minor}`, O.RDWR | O.NONBLOCK));
-    return false;
-  } catch (error) {
-    return error instanceof EngineError && error.errno === EBUSY;
-  }
+  return uio !== undefined && !opens(`${paths.dev}/uio${uio.minor}`, O.RDWR);
 }
 
-/** True when somebody in any container has mounted or claimed the disk. */
+/** True when somebody, in whatever container, has mounted or claimed a disk. */
 export function isClaimed(disk: string): boolean {
-  try {
-    closeFd(openFd(disk, O.RDONLY | O.EXCL | O.NONBLOCK));
-    return false;
-  } catch (error) {
-    return error instanceof EngineError && error.errno === EBUSY;
-  }
+  return opens(disk, O.RDONLY) && !opens(disk, O.RDONLY | O.EXCL);
 }
