@@ -1,5 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Devices come and go under a real kernel: proof of attach and detach. */
-import { guestTests } from "../lib/vm.ts";
+/**
+ * Disks under real kernels: how they come, go, work, and outlive the daemon.
+ */
+import { guestTests, KERNELS, SOAK } from "../lib/vm.ts";
 
-await guestTests("attach.sh", { disk: "2G", timeout: 600 });
+for (const kernel of KERNELS) {
+  // Of the newer kernel, what depends on the kernel most.
+  const main = kernel === KERNELS[0] || SOAK;
+  const options = { kernel, disk: "2G", memory: 1536, timeout: 900 };
+  const some = (only: string) => main ? options : { ...options, only };
+  await guestTests("attach.sh", some("again and again"));
+  await guestTests("daemon.sh", some("kill -9 under"));
+}

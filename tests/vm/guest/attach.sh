@@ -63,7 +63,7 @@ at_once() {
 	nothing_left
 }
 check "many attaches at once: as many disks, each with a name of its own" \
-	at_once "${SOAK:+64}${SOAK:-16}"
+	at_once "$([ -n "$SOAK" ] && echo 64 || echo 10)"
 
 ids() {
 	local id disk
@@ -130,7 +130,7 @@ second_enable() {
 	mkdir -p "$device"
 	echo -n "dev_config=overlaybd//mnt/disk/late/config.v1.json" \
 		>"$device/control"
-	! enable_says "$device"
+	fails enable_says "$device"
 	cp a/config.v1.json late/config.v1.json
 	enable_says "$device"
 	rmdir "$device"

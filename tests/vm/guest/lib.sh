@@ -50,6 +50,15 @@ until_ok() {
 	done
 }
 
+# fails COMMAND...: it does (a "!" would never end a check)
+fails() {
+	if "$@"; then echo "did not fail: $*"; return 1; fi
+}
+# put TEXT FILE: written to an attribute
+put() { (echo "$1" >"$2"); }
+# kernel_said PATTERN: in its log
+kernel_said() { dmesg | grep -iE "$1"; }
+
 # refuses PATTERN COMMAND...: fails, saying PATTERN in one line on stderr
 refuses() {
 	local pattern=$1 said

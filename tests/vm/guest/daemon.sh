@@ -1,0 +1,175 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# The daemon ends, by force or not, and comes again: disks go on.
+. "$(dirname "$0")/lib.sh"
+prepare
+writable /mnt/disk/a 1024
+cp -r a log
+cp -r a fs
+sed -i 's#/mnt/disk/a/#/mnt/disk/log/#g' log/config.v1.json
+sed -i 's#/mnt/disk/a/#/mnt/disk/fs/#g' fs/config.v1.json
+writable /mnt/disk/sparse 1024 -s
+start_daemon || exit 1
+LOG=$(snapshotter_attach 1 /mnt/disk/log/config.v1.json) || exit 1
+SPARSE=$(snapshotter_attach 2 /mnt/disk/sparse/config.v1.json) || exit 1
+FS=$(snapshotter_attach 3 /mnt/disk/fs/config.v1.json) || exit 1
+mkdir -p mnt
+mkfs.ext4 -q "$FS" && mount "$FS" mnt || exit 1
+
+# hammer NAME DISK: writes and verifies until there is /run/enough
+hammer() {
+	local round
+	for ((round = 0; ; round++)); do
+		fio --name="$1" --filename="$2" --rw=randwrite --ioengine=libaio \
+			--direct=1 --iodepth=32 --bsrange=512-1M --blockalign=512 \
+			--offset=$(((round % 8) * 64))M --size=64M --io_size=24M \
+			--randrepeat=0 --verify=crc32c --verify_fatal=1 \
+			--output="fio.$1" || { cat "fio.$1"; return 1; }
+		[ ! -e /run/enough ] || break
+	done
+	echo "$1: $((round + 1)) rounds"
+}
+
+# Files whose names are their sums, each synced.
+write_files() {
+	local i
+	for ((i = 0; ; i++)); do
+		head -c 100000 /dev/urandom >part
+		cp part "mnt/$(sha256sum <part | cut -d' ' -f1)"
+		sync -f mnt
+		[ ! -e /run/enough ] || break
+		sleep 0.2
+	done
+	echo "$i files"
+}
+files_right() {
+	local file
+	for file in mnt/*; do
+		[ "$file" != mnt/lost+found ] || continue
+		equal "$(sha256sum <"$file" | cut -d' ' -f1)" "${file#mnt/}"
+	done
+}
+
+# requests: completed so far on both disks
+requests() {
+	cat "/sys/block/${LOG#/dev/}/stat" "/sys/block/${SPARSE#/dev/}/stat" |
+		awk '{ n += $1 + $5 } END { print n }'
+}
+more_than() { [ "$(requests)" -gt "$1" ]; }
+
+# under_load FUNCTION: while both disks and a file system are written
+under_load() {
+	local jobs=() job
+	rm -f /run/enough
+	hammer log "$LOG" &
+	jobs+=($!)
+	hammer sparse "$SPARSE" &
+	jobs+=($!)
+	write_files &
+	jobs+=($!)
+	until_ok 60 more_than 100
+	"$@"
+	touch /run/enough
+	for job in "${jobs[@]}"; do wait "$job"; done
+	mountpoint mnt
+	touch mnt/still-writable && rm mnt/still-writable
+	sync -f mnt
+	echo 3 >/proc/sys/vm/drop_caches
+	files_right
+	fails kernel_said "I/O error|remounted read-only|rejecting I/O"
+}
+
+killed() {
+	local i before pid
+	for ((i = 1; i <= $1; i++)); do
+		before=$(requests)
+		until_ok 120 more_than "$before"
+		sleep "$((RANDOM % 3)).$((RANDOM % 1000))"
+		pid=$(daemon_pid)
+		kill -9 "$pid"
+		until_ok 60 gone "$pid"
+		start_daemon
+		say "kill $i, $(($(requests) - before)) requests since the last"
+	done
+	before=$(requests)
+	until_ok 120 more_than "$before"
+}
+check "kill -9 under fio --verify and a mounted ext4: no error, no mismatch" \
+	under_load killed "$(count 60)"
+
+upgraded() {
+	local before
+	mkdir -p /opt/new
+	mount --bind /opt/overlaybd /opt/new
+	stop_daemon 60
+	PATH=/opt/new/bin:$PATH
+	start_daemon
+	before=$(requests)
+	until_ok 120 more_than "$before"
+	grep -qz /opt/new "/proc/$(daemon_pid)/cmdline" ||
+		tr '\0' ' ' <"/proc/$(daemon_pid)/cmdline"
+}
+check "an upgrade under the same load: ended by SIGTERM, the new one goes on" \
+	under_load upgraded
+
+# weigh: descriptors, threads, MiB of the daemon
+weigh() {
+	local pid
+	pid=$(daemon_pid)
+	echo "$(ls "/proc/$pid/fd" | wc -l)" \
+		"$(sed -n 's/^Threads:\s*//p' "/proc/$pid/status")" \
+		"$(awk '/^RssAnon/ { print int($2 / 1024) }' "/proc/$pid/status")"
+}
+up_and_down() {
+	local i first last
+	for ((i = 0; i <= $1; i++)); do
+		stop_daemon 60
+		start_daemon
+		dd if="$LOG" of=/dev/null bs=4k count=1 iflag=direct status=none
+		dd if="$SPARSE" of=/dev/null bs=4k count=1 iflag=direct status=none
+		ls mnt >/dev/null
+		last=$(weigh)
+		[ $i -gt 0 ] || first=$last
+		say "$last"
+	done
+	read -r fds threads mib <<<"$first"
+	read -r fds2 threads2 mib2 <<<"$last"
+	equal "$fds2" "$fds"
+	[ $((threads2 - threads)) -le 2 ]
+	[ $((mib2 - mib)) -lt 20 ]
+	files_right
+}
+check "up and down with devices present: as many descriptors, threads, memory" \
+	up_and_down "$(count 100)"
+
+adopted() {
+	local n=$1 i jobs=() start
+	for ((i = 1; i <= n; i++)); do
+		mkdir -p "n$i"
+		cp a/data a/index "n$i/"
+		sed "s#/mnt/disk/a/#/mnt/disk/n$i/#g" a/config.v1.json \
+			>"n$i/config.v1.json"
+		snapshotter_attach "10$i" "/mnt/disk/n$i/config.v1.json" >"disk$i" &
+		jobs+=($!)
+	done
+	for i in "${jobs[@]}"; do wait "$i"; done
+	for ((i = 1; i <= n; i++)); do
+		echo "this is $i" | dd of="$(cat "disk$i")" bs=512 conv=sync,fsync \
+			status=none
+	done
+	kill -9 "$(daemon_pid)"
+	until_ok 60 gone "$(daemon_pid)"
+	start=$EPOCHREALTIME
+	start_daemon
+	say "$n devices: netlink open after $(awk -v a="$start" \
+		-v b="$EPOCHREALTIME" 'BEGIN { print b - a }') s"
+	for ((i = 1; i <= n; i++)); do
+		equal "$(dd if="$(cat "disk$i")" bs=512 count=1 iflag=direct \
+			status=none | head -1)" "this is $i"
+		snapshotter_detach "10$i"
+	done
+	files_right
+}
+check "many devices adopted at once after kill -9: each has its own bytes" \
+	adopted "$([ -n "$SOAK" ] && echo 50 || echo 10)"
