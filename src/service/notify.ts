@@ -12,21 +12,33 @@ export interface Manager extends Disposable {
   stopping(): void;
 }
 
+type Env = (name: string) => string | undefined;
+
 /** How often the watchdog wants to hear of us, in ms. */
-function watchdogMs(): number | undefined {
-  const pid = Deno.env.get("WATCHDOG_PID") ?? "";
+function watchdogMs(env: Env): number | undefined {
+  const pid = env("WATCHDOG_PID") ?? "";
   if (pid !== "" && Number(pid) !== Deno.pid) return undefined;
-  const usec = Number(Deno.env.get("WATCHDOG_USEC") ?? "");
+  const usec = Number(env("WATCHDOG_USEC") ?? "");
   return usec > 0 ? usec / 1000 : undefined;
 }
 
-/** The manager that started this process. */
-export function serviceManager(warn: (text: string) => void): Manager {
-  const socket = Deno.env.get("NOTIFY_SOCKET") ?? "";
+/**
+ * The manager that started this process.
+ *
+ * @param env where it says how it wants to be told
+ */
+export function serviceManager(
+  warn: (text: string) => void,
+  { env = (name) => Deno.env.get(name), send = notify }: {
+    env?: Env;
+    send?: typeof notify;
+  } = {},
+): Manager {
+  const socket = env("NOTIFY_SOCKET") ?? "";
   const tell = (state: string) => {
     if (socket === "") return;
     try {
-      notify(socket, state);
+      send(socket, state);
     } catch (error) {
       warn(error instanceof Error ? error.message : String(error));
     }
@@ -35,7 +47,7 @@ export function serviceManager(warn: (text: string) => void): Manager {
   return {
     ready() {
       tell("READY=1");
-      const ms = watchdogMs();
+      const ms = watchdogMs(env);
       if (socket === "" || ms === undefined) return;
       timer = setInterval(() => tell("WATCHDOG=1"), ms / 2);
     },
