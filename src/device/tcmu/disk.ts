@@ -51,6 +51,72 @@ const EXPECTED = new Set([0xa3, 0xa4]);
 
 let lastId = 0;
 
+/** What a disk says of itself; its serial may be written until exported. */
+async function describe(
+  uio: UioDevice,
+  image: TcmuImage,
+  { kernel }: Around,
+): Promise<{ disk: ScsiDisk; readSerial(): Promise<void> }> {
+  const derived = await derivedSerial(uio);
+  const disk: ScsiDisk = {
+    get sectors() {
+      return image.size / 512n;
+    },
+    readonly: image.readonly,
+    writeCache: image.writeCache,
+    get discardsReadZero() {
+      return image.discardsReadZero;
+    },
+    serial: derived,
+    config: uio.config,
+  };
+  return {
+    disk,
+    async readSerial() {
+      disk.serial = await configuredSerial(kernel, uio) || derived;
+    },
+  };
+}
+
+/** Says each opcode that nobody knows, once. */
+function noteStrange(log: Around["log"]): (opcode: number) => void {
+  const strange = new Set<number>();
+  return (opcode) => {
+    if (isKnownCommand(opcode) || EXPECTED.has(opcode)) return;
+    if (strange.has(opcode)) return;
+    strange.add(opcode);
+    log.warn(`unknown command ${opcode}`);
+  };
+}
+
+/**
+ * Answers commands, whatever goes wrong with them.
+ *
+ * @param ring where the answers go; undefined: it is closed, and has answered
+ */
+function answerWith(
+  answer: (command: ScsiCommand) => Promise<ScsiAnswer>,
+  ring: () => Promise<Ring | undefined>,
+  log: Around["log"],
+): (command: ScsiCommand) => void {
+  const give = async (command: ScsiCommand): Promise<void> => {
+    let given: ScsiAnswer;
+    try {
+      given = await answer(command);
+    } catch (error) {
+      log.error(`cannot answer command ${command.cdb[0]}: ${reason(error)}`);
+      given = refuse(SENSE.internalFailure);
+    }
+    const { status, sense, data } = given;
+    (await ring())?.complete(command.tag, status, sense, data);
+  };
+  return (command) => {
+    give(command).catch((error) =>
+      log.error(`cannot end a command: ${reason(error)}`)
+    );
+  };
+}
+
 /**
  * Serves an image on the ring of `/dev/uioN`.
  *
@@ -61,73 +127,51 @@ export async function serveDisk(
   image: TcmuImage,
   around: Around,
 ): Promise<Disk> {
-  const { kernel, log } = around;
+  const { log } = around;
   const { device } = image;
-  const derived = await derivedSerial(uio);
-  const currentSerial = async () =>
-    await configuredSerial(kernel, uio) || derived;
-  const disk: ScsiDisk = {
-    get sectors() {
-      return image.size / 512n;
-    },
-    readonly: image.readonly,
-    writeCache: image.writeCache,
-    get discardsReadZero() {
-      return image.discardsReadZero;
-    },
-    serial: await currentSerial(),
-    config: uio.config,
-  };
+  const { disk, readSerial } = await describe(uio, image, around);
+  await readSerial();
   const medium = createMedium(device);
+  const note = noteStrange(log);
   const id = ++lastId;
-  const ring: Ring = await around.openRing(uio.minor, device, {
-    writeCache: disk.writeCache,
-    id,
-  });
+  // Commands may come before the ring is known here.
+  const opened = Promise.withResolvers<Ring>();
+  let closing = false;
 
-  const strange = new Set<number>();
-  const note = (opcode: number) => {
-    if (isKnownCommand(opcode) || EXPECTED.has(opcode)) return;
-    if (strange.has(opcode)) return;
-    strange.add(opcode);
-    log.warn(`unknown command ${opcode}`);
-  };
-
-  const answerTo = async (
-    { cdb, tag, length }: ScsiCommand,
-  ): Promise<ScsiAnswer> => {
+  const answer = async (command: ScsiCommand): Promise<ScsiAnswer> => {
+    const { cdb, tag, length } = command;
     const [opcode = 0, flags = 0] = cdb;
+    const ring = await opened.promise;
     note(opcode);
-    // It may be written until the disk is exported.
-    if (opcode === INQUIRY && (flags & 1) === 1) {
-      disk.serial = await currentSerial();
-    }
+    if (opcode === INQUIRY && (flags & 1) === 1) await readSerial();
     return await answerScsi(disk, {
       cdb,
       list: () => ring.data(tag, Math.min(length, LIST_MAX_BYTES)),
       medium,
     });
   };
-
-  const answer = async (command: ScsiCommand): Promise<void> => {
-    let given: ScsiAnswer;
-    try {
-      given = await answerTo(command);
-    } catch (error) {
-      log.error(`cannot answer command ${command.cdb[0]}: ${reason(error)}`);
-      given = refuse(SENSE.internalFailure);
-    }
-    const { status, sense, data } = given;
-    // A ring that is closed meanwhile has answered for us.
-    if (!closing) ring.complete(command.tag, status, sense, data);
-  };
-
-  let closing = false;
-  const route = around.route(id, (command) => {
-    answer(command).catch((error) =>
-      log.error(`cannot end a command: ${reason(error)}`)
-    );
-  });
+  const route = around.route(
+    id,
+    answerWith(
+      answer,
+      async () => {
+        const ring = await opened.promise;
+        return closing ? undefined : ring;
+      },
+      log,
+    ),
+  );
+  let ring: Ring;
+  try {
+    ring = await around.openRing(uio.minor, device, {
+      writeCache: disk.writeCache,
+      id,
+    });
+  } catch (error) {
+    route[Symbol.dispose]();
+    throw error;
+  }
+  opened.resolve(ring);
 
   const grown = () => ring.attention(CAPACITY_CHANGED);
 
