@@ -5,7 +5,10 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { createCredentials } from "../../src/source/credential/credentials.ts";
+import {
+  createCredentials,
+  type CredentialOptions,
+} from "../../src/source/credential/credentials.ts";
 import {
   createRegistryClient,
   type RegistryOptions,
@@ -362,4 +365,101 @@ test("client certificates: every form of key, a chain of more than 4 KiB, none",
   using client = createRegistryClient(trust);
   // nginx takes the handshake and answers 400.
   await rejects(client.openBlob(url).size(), "EIO", /HTTP status 400/);
+});
+
+test("a credential service over https: its authority, our certificate", async () => {
+  using dir = tempDir();
+  const { ca, server } = await certified();
+  const user = await makeCertificate(dir, "user", ca);
+  const both = dir.file("both.pem");
+  Deno.writeTextFileSync(both, pem(user.cert) + pem(user.key));
+  const answer = JSON.stringify({
+    success: true,
+    data: { auths: { "reg.io": { auth: btoa("u:p") } } },
+  });
+  await using nginx = await startNginx(
+    dir,
+    `server {
+      listen 127.0.0.1:$PORT ssl;
+      ssl_certificate ${server.cert}; ssl_certificate_key ${server.key};
+      ssl_client_certificate ${ca.cert}; ssl_verify_client on;
+      location /auth { return 200 '${answer}'; }
+    }`,
+  );
+  const other = await makeAuthority(dir, "other");
+  const find = async (options: Partial<CredentialOptions>) => {
+    const lines: string[] = [];
+    const found = await createCredentials({
+      mode: "https",
+      path: `https://localhost:${nginx.port}/auth`,
+      timeout: 5,
+      log: (line) => lines.push(line),
+      ...options,
+    }).find("https://reg.io/v2/a/blobs/x");
+    return { basic: found?.basic, log: lines.join() };
+  };
+  const trust = { server_ca_path: ca.cert };
+  const identity = {
+    client_cert_path: user.cert,
+    client_key_path: user.key,
+  };
+  const good = { basic: btoa("u:p"), log: "" };
+  assert.deepEqual(await find({ ...trust, ...identity }), good);
+  assert.deepEqual(await find({ ...trust, client_cert_path: both }), good);
+  assert.match((await find(trust)).log, /HTTP status 400$/);
+  const pin = { ...identity, server_ca_path: other.cert };
+  assert.match(
+    (await find(pin)).log,
+    /is not trusted: name its CA in credentialConfig.server_ca_path$/,
+  );
+  assert.match((await find(identity)).log, /is not trusted/);
+  const byAddress = `https://127.0.0.2:${nginx.port}/auth`;
+  assert.match(
+    (await find({ ...trust, ...identity, path: byAddress })).log,
+    /connection refused$/,
+  );
+  const missing = { ...trust, client_cert_path: dir.file("none") };
+  assert.match((await find(missing)).log, /none/);
+});
+
+test("a certificate for another name is refused, and who turns the check off", async () => {
+  using dir = blobRoot();
+  const { ca, server } = await certified();
+  await using nginx = await startNginx(
+    dir,
+    `server {
+      listen 127.0.0.2:$PORT ssl; listen 127.0.0.1:$PORT ssl;
+      root ${dir.file("www")};
+      ssl_certificate ${server.cert}; ssl_certificate_key ${server.key};
+    }`,
+  );
+  const host = `127.0.0.2:${nginx.port}`;
+  const url = `https://${host}/v2/a/b/blobs/x`;
+  using client = createRegistryClient({ ca: pem(ca.cert) });
+  await rejects(
+    client.openBlob(url).size(),
+    "ENOTCONN",
+    new RegExp(
+      `the certificate of ${host} is for another name: "${host}" in ` +
+        "insecureRegistries turns the check off$",
+    ),
+  );
+  await checkBlob(url, { ca: pem(ca.cert), insecure: [host] });
+});
+
+test("a plain server where TLS is expected says so", async () => {
+  using dir = blobRoot();
+  await using nginx = await startNginx(
+    dir,
+    `server { listen 127.0.0.1:$PORT; root ${dir.file("www")}; }`,
+  );
+  const host = `127.0.0.1:${nginx.port}`;
+  for (const options of [{}, { insecure: [host] }]) {
+    using client = createRegistryClient(options);
+    await rejects(
+      client.openBlob(`https://${host}/v2/a/b/blobs/x`).size(),
+      "ENOTCONN",
+      new RegExp(`${host} does not answer in TLS`),
+    );
+  }
 });

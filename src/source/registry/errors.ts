@@ -75,6 +75,7 @@ export function lastWords(error: unknown): string {
   return text
     .replace(/^error sending request[^(]*\([^)]*\): /, "")
     .replace(/^client error \(\w+\): /, "")
+    .replace(/^connect ECONNREFUSED .*/, "connection refused")
     .replace(/https?:\/\/[^\s)]+/g, "the URL");
 }
 
