@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { endWaiting } from "../../ffi/engine.ts";
 import type { Address } from "../device/listen.ts";
 import { type RunningServer, startNbdServer } from "../device/nbd/server.ts";
 import { ImageError } from "../image/image.ts";
@@ -47,13 +48,18 @@ function refuseDuplicates(images: readonly ServedConfig[]): void {
   }
 }
 
+const WAITS_MS = 50;
+const ESHUTDOWN = 108;
+
 async function openOne(
   service: Service,
   { path, devId }: ServedConfig,
+  signal: AbortSignal,
 ): Promise<ServedImage> {
   try {
-    return await service.open({ path, devId, transport: "nbd" });
+    return await service.open({ path, devId, transport: "nbd" }, signal);
   } catch (error) {
+    signal.throwIfAborted();
     if (!(error instanceof ImageError)) throw error;
     throw new ImageError(
       `cannot serve ${path}: ${error.message}`,
@@ -82,7 +88,9 @@ async function serveImages(
   options: ServeOptions,
 ): Promise<void> {
   const images: ServedImage[] = [];
-  for (const one of options.images) images.push(await openOne(service, one));
+  for (const one of options.images) {
+    images.push(await openOne(service, one, options.signal));
+  }
   const tell = (error?: unknown) =>
     Promise.all(images.map((served) => served.writeResult(error)));
   let server: RunningServer | undefined;
@@ -117,7 +125,19 @@ async function serveImages(
     ready = false;
     // No device comes or goes any more when the server ends.
     await http.close();
-    await server.close(GRACE_MS);
+    // Nor does anything wait for what may not come.
+    const endWaits = () => {
+      for (const { image } of service.images()) {
+        endWaiting(image.device, ESHUTDOWN);
+      }
+    };
+    endWaits();
+    const waits = setInterval(endWaits, WAITS_MS);
+    try {
+      await server.close(GRACE_MS);
+    } finally {
+      clearInterval(waits);
+    }
   }
 }
 

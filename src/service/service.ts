@@ -133,9 +133,14 @@ function resultPath(
 /** Through peers, where they are there now; decided for each image. */
 async function sourcesFor(
   { p2pConfig }: ServiceConfig,
-  sources: SourceSet,
+  all: SourceSet,
   log: Logger,
+  signal: AbortSignal | undefined,
 ): Promise<SourceSet> {
+  const sources: SourceSet = {
+    ...all,
+    open: (url, about) => all.open(url, { ...about, signal }),
+  };
   if (!p2pConfig.enable) return sources;
   const { address } = p2pConfig;
   try {
@@ -223,7 +228,7 @@ export function createService(parts: ServiceParts): Service {
     try {
       image = await openImage(config, {
         deadlineMs: loaded.config.readDeadlineSeconds * 1000,
-        sources: await sourcesFor(loaded.config, sources, about),
+        sources: await sourcesFor(loaded.config, sources, about, signal),
         download: config.download === undefined
           ? await downloadNow(loaded, about)
           : loaded.config.download,

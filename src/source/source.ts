@@ -80,6 +80,34 @@ export interface Blob {
 }
 
 /**
+ * Waits for something, but not longer than `signal` allows.
+ *
+ * @throws {SourceError} EIO: it was ended
+ */
+export async function endable<T>(
+  work: Promise<T>,
+  signal: AbortSignal | undefined,
+  name: string,
+): Promise<T> {
+  if (signal === undefined) return await work;
+  const ended = Promise.withResolvers<never>();
+  const end = () =>
+    ended.reject(
+      new SourceError("EIO", `cannot read ${name}: it was ended`, {
+        cause: signal.reason,
+        retryable: false,
+      }),
+    );
+  if (signal.aborted) end();
+  signal.addEventListener("abort", end, { once: true });
+  try {
+    return await Promise.race([work, ended.promise]);
+  } finally {
+    signal.removeEventListener("abort", end);
+  }
+}
+
+/**
  * The blob that a URL names, by its last component.
  *
  * @throws {SourceError} EINVAL: that is no name

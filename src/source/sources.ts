@@ -17,7 +17,7 @@ import {
   type Shared,
 } from "./cache/store.ts";
 import type { Peer } from "./registry/peer.ts";
-import { type Blob, blobName, SourceError } from "./source.ts";
+import { type Blob, blobName, endable, SourceError } from "./source.ts";
 
 /** One operation for the audit file (spec/service-config.md, section 5). */
 export interface SourceAudit {
@@ -60,8 +60,8 @@ export interface OpenBlobOptions {
   size?: number;
   /** fetched through it, and past the cache: peers have one */
   peer?: Peer;
-  /** ends the opening */
-  signal?: AbortSignal;
+  /** ends the opening, and whoever waits for ranges of it */
+  signal?: AbortSignal | undefined;
 }
 
 /** Blobs that images read from. */
@@ -248,7 +248,12 @@ export function createSources(options: SourceSetOptions): SourceSet {
   };
 
   /** One user's hold on a blob that others may use, too. */
-  const holdOn = (name: string, user: User, { blob }: OpenedBlob) => {
+  const holdOn = (
+    name: string,
+    user: User,
+    { blob }: OpenedBlob,
+    signal: AbortSignal | undefined,
+  ) => {
     let closed = false;
     const close = () => {
       if (closed) return;
@@ -257,6 +262,10 @@ export function createSources(options: SourceSetOptions): SourceSet {
     };
     return {
       ...blob,
+      need: (at: number, length: number) =>
+        endable(blob.need(at, length), signal, blob.name),
+      prefetch: (at: number, length: number) =>
+        endable(blob.prefetch(at, length), signal, blob.name),
       get tar() {
         return blob.tar;
       },
@@ -307,18 +316,12 @@ export function createSources(options: SourceSetOptions): SourceSet {
         if (--used.users === 0 && open.get(key) === used) end(key, used);
       };
       const { signal } = about;
-      const aborted = Promise.withResolvers<never>();
-      const abort = () => aborted.reject(signal?.reason);
-      signal?.addEventListener("abort", abort, { once: true });
       try {
-        signal?.throwIfAborted();
-        const opened = await Promise.race([used.opening, aborted.promise]);
-        return holdOn(key, used, opened);
+        const opened = await endable(used.opening, signal, url);
+        return holdOn(key, used, opened, signal);
       } catch (error) {
         leave();
         throw error;
-      } finally {
-        signal?.removeEventListener("abort", abort);
       }
     },
     blobs() {
