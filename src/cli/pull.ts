@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { localFile } from "../image/image.ts";
+import { localFile } from "../image/lowers.ts";
 import { type ImageConfig, readImageConfig } from "../image/config.ts";
 import { readServiceConfig } from "../service/config.ts";
 import type { PullBlob, Pulled } from "../source/cache/manage.ts";

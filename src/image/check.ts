@@ -7,7 +7,8 @@
 import type { JobOptions } from "../../ffi/engine.ts";
 import { checkLayer, type Finding } from "../layer/check.ts";
 import { dataLowers, type ImageConfig, type LowerConfig } from "./config.ts";
-import { hasUpper, localFile, MAX_LOWERS, openStack } from "./image.ts";
+import { hasUpper, openStack } from "./image.ts";
+import { localFile, MAX_LOWERS } from "./lowers.ts";
 
 function error(code: string, where: string, text: string): Finding {
   return { severity: "error", code, where, text };

@@ -15,7 +15,7 @@ import {
 } from "../../ffi/engine.ts";
 import { FormatError } from "../format/error.ts";
 import { parseRecords } from "../format/lsmt.ts";
-import type { OpenLower } from "./image.ts";
+import type { OpenLower } from "./lowers.ts";
 import { type LayerRange, needRange } from "./plan.ts";
 
 /** See the module's comment; all numbers are bytes. */

@@ -7,7 +7,7 @@
  */
 import { sourceSize, zfileBlock } from "../../ffi/engine.ts";
 import type { CachedBlob } from "../source/cache/blob.ts";
-import type { OpenLower } from "./image.ts";
+import type { OpenLower } from "./lowers.ts";
 
 /** Bytes of a layer as it is decompressed. */
 export interface LayerRange {

@@ -39,7 +39,8 @@ import {
   intentPath,
   readConfigBytes,
 } from "./config.ts";
-import type { OpenImage, OpenLower } from "./image.ts";
+import type { OpenImage } from "./image.ts";
+import type { OpenLower } from "./lowers.ts";
 import { type Intent, writeIntent } from "./intent.ts";
 import {
   checkSuccessor,

@@ -8,7 +8,8 @@
  */
 import { fileInfo } from "../layer/files.ts";
 import { dataLowers, type ImageConfig, type LowerConfig } from "./config.ts";
-import { ImageError, localFile, MAX_LOWERS } from "./image.ts";
+import { ImageError } from "./error.ts";
+import { localFile, MAX_LOWERS } from "./lowers.ts";
 
 /** A live snapshot cannot be taken; the image is as it was. */
 export class SnapshotError extends ImageError {}

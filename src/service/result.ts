@@ -5,7 +5,7 @@
  * @module
  */
 import { renamePath } from "../../ffi/engine.ts";
-import { ImageError } from "../image/image.ts";
+import { ImageError } from "../image/error.ts";
 import { fileInfo } from "../layer/files.ts";
 
 /** Where log lines go. */

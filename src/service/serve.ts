@@ -7,7 +7,7 @@
 import { endWaiting } from "../../ffi/engine.ts";
 import type { Address } from "../device/listen.ts";
 import { type RunningServer, startNbdServer } from "../device/nbd/server.ts";
-import { ImageError } from "../image/image.ts";
+import { ImageError } from "../image/error.ts";
 import { fullPath } from "../layer/files.ts";
 import { createDevices } from "./devices.ts";
 import { type RunningHttp, startHttp } from "./http.ts";

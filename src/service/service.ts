@@ -14,7 +14,8 @@ import {
   readConfigBytes,
   readImageConfig,
 } from "../image/config.ts";
-import { ImageError, type OpenImage, openImage } from "../image/image.ts";
+import { ImageError } from "../image/error.ts";
+import { type OpenImage, openImage } from "../image/image.ts";
 import { finishSnapshot } from "../image/intent.ts";
 import type { SnapshotReport } from "../image/snapshot.ts";
 import { directoryOf, fullPath } from "../layer/files.ts";

@@ -12,7 +12,7 @@ import type { DeviceArgument } from "../device/tcmu/kernel.ts";
 import { FormatError } from "../format/error.ts";
 import { ConfigError } from "../image/config.ts";
 import { growImage } from "../image/grow.ts";
-import { ImageError } from "../image/image.ts";
+import { ImageError } from "../image/error.ts";
 import { BusyError } from "../layer/upper.ts";
 import { SourceError } from "../source/source.ts";
 import { DuplicateError, type ServedImage, type Service } from "./service.ts";

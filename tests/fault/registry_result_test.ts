@@ -9,7 +9,8 @@
  */
 import assert from "node:assert/strict";
 import { parseImageConfig } from "../../src/image/config.ts";
-import { ImageError, openImage } from "../../src/image/image.ts";
+import { ImageError } from "../../src/image/error.ts";
+import { openImage } from "../../src/image/image.ts";
 import {
   createRegistryClient,
   type RegistryOptions,

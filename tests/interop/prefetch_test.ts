@@ -21,7 +21,8 @@ import {
   TRACE_BLOCK,
   type TraceRecord,
 } from "../../src/format/trace.ts";
-import { ImageError, type OpenImage } from "../../src/image/image.ts";
+import { ImageError } from "../../src/image/error.ts";
+import { type OpenImage } from "../../src/image/image.ts";
 import { startRecording } from "../../src/image/record.ts";
 import {
   type BlobServer,

@@ -17,7 +17,8 @@ import {
   readDevice,
 } from "../../ffi/engine.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
-import { ImageError, openImage } from "../../src/image/image.ts";
+import { ImageError } from "../../src/image/error.ts";
+import { openImage } from "../../src/image/image.ts";
 import { createRegistryClient } from "../../src/source/registry/client.ts";
 import { createSources } from "../../src/source/sources.ts";
 import {

@@ -14,7 +14,8 @@ import {
 } from "../../src/image/config.ts";
 import { diffDisks } from "../../src/image/diff.ts";
 import { openDisk } from "../../src/image/disk.ts";
-import { ImageError, openImage, openStack } from "../../src/image/image.ts";
+import { ImageError } from "../../src/image/error.ts";
+import { openImage, openStack } from "../../src/image/image.ts";
 import { mapStack } from "../../src/image/map.ts";
 import { createUpper } from "../../src/layer/create.ts";
 import { sha256, type TempDir, tempDir } from "../lib/env.ts";

@@ -10,7 +10,7 @@ import { statSync } from "node:fs";
 import { faultIo, IO } from "../../ffi/engine.ts";
 import { parseAddress } from "../../src/device/listen.ts";
 import { ConfigError } from "../../src/image/config.ts";
-import { ImageError } from "../../src/image/image.ts";
+import { ImageError } from "../../src/image/error.ts";
 import { directoryOf, fullPath, nameOf } from "../../src/layer/files.ts";
 import { readServiceConfig } from "../../src/service/config.ts";
 import { withResultFile, writeResult } from "../../src/service/result.ts";

@@ -5,7 +5,7 @@
  * @module
  */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
-import { localFile } from "../../image/image.ts";
+import { localFile } from "../../image/lowers.ts";
 import { fullPath } from "../../layer/files.ts";
 import { withoutSecrets } from "../log.ts";
 import type { ServedImage } from "../service.ts";

@@ -8,7 +8,7 @@ import { z } from "@hono/zod-openapi";
 import { EngineError } from "../../../ffi/errors.ts";
 import { FormatError } from "../../format/error.ts";
 import { ConfigError } from "../../image/config.ts";
-import { ImageError } from "../../image/image.ts";
+import { ImageError } from "../../image/error.ts";
 import { BusyError } from "../../layer/upper.ts";
 import { type Refusal, RequestError } from "../refusal.ts";
 import { DuplicateError } from "../service.ts";
