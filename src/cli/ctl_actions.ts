@@ -22,6 +22,7 @@ export const CTL_ACTIONS = {
   resize: { needs: ["DEVICE", "SIZE"], takes: [] },
   snapshot: { needs: ["DEVICE", "NEW_CONFIG"], takes: [] },
   images: NONE,
+  cache: { needs: [], takes: ["verify|prune", "BYTES"] },
   downloads: NONE,
   prefetches: NONE,
   config: { needs: [], takes: ["reload"] },

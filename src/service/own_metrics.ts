@@ -106,28 +106,25 @@ function remoteMetrics(
   { meters, counters, devices }: Measured,
 ): Metric[] {
   const remote = [...devices()].filter((one) => one.remote)
-    .map(({ name, device }) => ({
-      labels: { device: name },
-      stats: deviceStats(device),
-    }));
+    .map(({ name, device }) => {
+      // In this order: no read is counted as a miss that is not a read yet.
+      const misses = deviceTimes(device).fetched.buckets
+        .reduce((sum, count) => sum + count, 0);
+      const { reads } = deviceStats(device);
+      return { labels: { device: name }, misses, hits: reads - misses };
+    });
   return [
     {
       name: "overlaybd_cache_hits_total",
       type: "counter",
       help: "Reads of devices with remote layers that waited for nothing.",
-      samples: remote.map(({ labels, stats }) => ({
-        labels,
-        value: Math.max(0, stats.reads - stats.parked),
-      })),
+      samples: remote.map(({ labels, hits }) => ({ labels, value: hits })),
     },
     {
       name: "overlaybd_cache_misses_total",
       type: "counter",
-      help: "Requests of devices with remote layers that waited for a fetch.",
-      samples: remote.map(({ labels, stats }) => ({
-        labels,
-        value: stats.parked,
-      })),
+      help: "Reads of devices with remote layers that waited for a fetch.",
+      samples: remote.map(({ labels, misses }) => ({ labels, value: misses })),
     },
     {
       name: "overlaybd_fetches_total",

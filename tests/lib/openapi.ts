@@ -96,7 +96,9 @@ export function readDocument(json: unknown): Document {
 const KNOWN = new Set([
   ..."$ref type enum const anyOf properties required items".split(" "),
   ..."additionalProperties minimum maximum exclusiveMinimum".split(" "),
-  ..."multipleOf pattern maxLength default description example".split(" "),
+  ..."maxItems multipleOf pattern maxLength default description example".split(
+    " ",
+  ),
 ]);
 
 function refuseUnknown(schema: Schema): void {

@@ -8,6 +8,7 @@ import type { OpenAPIHono } from "@hono/zod-openapi";
 import { HTTPException } from "hono/http-exception";
 import { VERSION } from "../../format/version.ts";
 import { type ApiContext, createRoutes } from "./context.ts";
+import { cacheRoutes } from "./cache.ts";
 import { daemonRoutes } from "./daemon.ts";
 import { deviceRoutes } from "./devices.ts";
 import { imageRoutes } from "./images.ts";
@@ -57,6 +58,7 @@ export function createApi(context: ApiContext): OpenAPIHono {
   });
   app.route("/", deviceRoutes(context));
   app.route("/", imageRoutes(context));
+  app.route("/", cacheRoutes(context));
   app.route("/", taskRoutes(context));
   app.route("/", daemonRoutes(context));
   app.doc31("/openapi.json", {
