@@ -314,6 +314,9 @@ OBD_API int32_t obd_upper_open(int32_t kind, int32_t data_fd,
 			       struct obd_upper_report *report,
 			       struct obd_upper **out);
 OBD_API void obd_upper_unref(struct obd_upper *upper);
+/* 0 when the caller's reference is the only one left: no device and no
+ * request uses the layer any more. Else 1. */
+OBD_API int32_t obd_upper_busy(struct obd_upper *upper);
 /* Data, then a mark, then the index, on disk.  Blocks. */
 OBD_API int32_t obd_upper_sync(struct obd_upper *upper);
 /* The live map as an index with tag 0, mapped sectors in the data file. */

@@ -106,6 +106,11 @@ void obd_upper_unref(struct obd_upper *upper)
 		obd_io_close(index_fd);
 }
 
+int32_t obd_upper_busy(struct obd_upper *upper)
+{
+	return atomic_load_explicit(&upper->refs, memory_order_acquire) != 1;
+}
+
 /* ---- the map ----------------------------------------------------------- */
 
 int obd_upper_map(struct obd_upper *upper, struct obd_record rec)

@@ -631,6 +631,11 @@ export async function openUpper(
   };
 }
 
+/** False: no device and no request uses the layer any more. */
+export function upperBusy(upper: Upper): boolean {
+  return lib.obd_upper_busy(upper.pointer) !== 0;
+}
+
 /** Data, mark, index on disk. */
 export async function syncUpper(upper: Upper): Promise<void> {
   check(

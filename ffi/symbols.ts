@@ -472,6 +472,12 @@ export const symbols = {
     ],
     result: "void",
   },
+  obd_upper_busy: {
+    parameters: [
+      "pointer", // struct obd_upper *upper
+    ],
+    result: "i32",
+  },
   obd_upper_sync: {
     parameters: [
       "pointer", // struct obd_upper *upper

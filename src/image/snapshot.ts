@@ -24,6 +24,7 @@ import {
   type Source,
   syncUpper,
   unlinkPath,
+  upperBusy,
   upperSource,
   type View,
 } from "../../ffi/engine.ts";
@@ -32,7 +33,7 @@ import { MAX_RECORDS } from "../format/lsmt.ts";
 import { sealUpper, unsealUpper } from "../layer/commit.ts";
 import { fileInfo } from "../layer/files.ts";
 import { openLayer } from "../layer/open.ts";
-import { type OpenUpper, openUpper } from "../layer/upper.ts";
+import { emptyUpper, type OpenUpper, openUpper } from "../layer/upper.ts";
 import {
   decodeImageConfig,
   type ImageConfig,
@@ -58,6 +59,10 @@ const SWITCH_RETRY_MS = 50;
 const SWITCH_ATTEMPTS = 200;
 /** Going back has no second chance. */
 const POP_LIMIT_MS = 30_000;
+
+/** How long an upper that was taken back is waited for. */
+const BUSY_POLL_MS = 10;
+const BUSY_POLLS = 100;
 
 /** How a snapshot went. */
 export interface SnapshotReport {
@@ -233,6 +238,24 @@ async function mergedView(
 }
 
 /**
+ * The new upper as its client made it, so that the same can be tried again.
+ * Requests that began before may still read from it.
+ */
+async function giveBack(upper: OpenUpper): Promise<void> {
+  try {
+    for (let left = BUSY_POLLS; upperBusy(upper.upper); left--) {
+      if (left === 0) return;
+      await new Promise((done) => setTimeout(done, BUSY_POLL_MS));
+    }
+    emptyUpper(upper);
+  } catch {
+    // Then it is refused as not empty, which it is.
+  } finally {
+    upper.close();
+  }
+}
+
+/**
  * Takes a switch back: what was written since goes to the old upper.  Where
  * that cannot be done, the device goes on with both, and the intent stays.
  *
@@ -255,7 +278,7 @@ async function goBack(
     return false;
   }
   settleDevice(device, { how: "popped" });
-  upper.close();
+  await giveBack(upper);
   return true;
 }
 

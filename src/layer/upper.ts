@@ -181,6 +181,26 @@ function warningsOf(path: string, report: UpperReport): string[] {
   return warnings;
 }
 
+/**
+ * Makes a layer as empty as it was created.  Nobody may use it, and nobody
+ * may from now on: it is to be closed.
+ */
+export function emptyUpper(
+  { kind, paths, dataFd, virtualSize }: OpenUpper,
+): void {
+  truncateFd(dataFd, BLOCK_SIZE);
+  if (kind === "sparse") {
+    truncateFd(dataFd, BigInt(BLOCK_SIZE) + virtualSize);
+    return;
+  }
+  const fd = openFd(paths.index, O.RDWR);
+  try {
+    truncateFd(fd, BLOCK_SIZE);
+  } finally {
+    closeFd(fd);
+  }
+}
+
 /** Opens the index file of a log layer and reads its header. */
 function openIndex(
   options: UpperOptions,
