@@ -49,6 +49,8 @@ export function watchLost(
   log: Logger,
 ): Disposable {
   let before = 0;
+  /** looks that are still to be thorough */
+  let thorough = 0;
   return every(LOST_MS, log, async () => {
     const { malformed, lost } = netlinkStats();
     const dropped = malformed + lost - before;
@@ -59,8 +61,10 @@ export function watchLost(
           "answers is told to try again",
       );
       await letGo();
+      thorough = 4;
     }
-    await devices.compare();
+    await devices.compare(thorough > 0);
+    thorough = Math.max(0, thorough - 1);
   });
 }
 

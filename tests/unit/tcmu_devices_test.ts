@@ -478,6 +478,8 @@ Deno.test("a device whose event was lost is served and answered at the second lo
   equal([world.shown.length, world.replies], [1, []]);
   world.lacks(1);
   await world.devices.compare();
+  equal(one(world.shown).closed, false);
+  await world.devices.compare();
   equal(await world.answered(1), ["removed 41 0"]);
   equal(one(world.shown).closed, true);
 });
@@ -490,7 +492,8 @@ Deno.test("a minor that another device has now is that device", async () => {
   world.has(1, "overlaybd//b", { index: 5 });
   await world.devices.compare();
   await world.devices.compare();
-  await world.devices.compare();
+  equal(one(world.shown).closed, false);
+  for (let look = 0; look < 4; look++) await world.devices.compare(true);
   equal(one(world.shown).closed, true);
   equal(one(world.shown, -1).path, "/b");
   equal(await world.answered(2), ["removed 101 0", "added 5 0"]);

@@ -14,8 +14,10 @@ import {
   listUio,
   parseDeviceConfig,
   parseUioName,
+  readUio,
   type TcmuName,
   type UioDevice,
+  uioMinors,
   uioName,
 } from "./kernel.ts";
 
@@ -33,8 +35,12 @@ export interface TcmuDevices {
   adopt(): void;
   /** Something happens to a device. */
   handle(event: TcmuEvent): void;
-  /** Looks for devices whose events were lost. */
-  compare(): Promise<void>;
+  /**
+   * Looks for devices whose events were lost: what it finds twice is so.
+   *
+   * @param names also of known minors, which may be other devices' by now
+   */
+  compare(names?: boolean): Promise<void>;
   /** every device of ours */
   list(): TcmuDevice[];
   /** Leaves every device to the next daemon. */
@@ -66,6 +72,8 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
   let closing = false;
   /** unknown minors of the last look: named, for one may be reused */
   let strangers = new Map<number, string>();
+  /** known ones that were not there at the last look */
+  let missing = new Set<Entry>();
   /** found without an event, and could not be served */
   const refused = new Set<string>();
 
@@ -212,16 +220,25 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
           );
       }
     },
-    async compare() {
+    async compare(names = false) {
       const before = [...entries.values()];
-      const uios = await listUio(kernel);
-      const there = new Map(uios.map((uio) => [uio.minor, uioName(uio)]));
-      for (const entry of before) {
-        const { uio } = entry.device;
-        if (there.get(uio.minor) === uioName(uio)) continue;
-        if (entries.get(uio.minor) === entry) removeLost(entry);
-      }
+      const minors = await uioMinors(kernel);
+      const there = new Set(minors);
+      const read = await Promise.all(
+        minors.filter((minor) => names || !entries.has(minor))
+          .map((minor) => readUio(kernel, minor)),
+      );
+      const uios = read.filter((uio) => uio !== undefined);
+      const named = new Map(uios.map((uio) => [uio.minor, uioName(uio)]));
       // An event that is on its way is no lost one: look twice.
+      const gone = before.filter((entry) => {
+        const { uio } = entry.device;
+        const name = named.get(uio.minor) ?? uioName(uio);
+        return entries.get(uio.minor) === entry &&
+          (!there.has(uio.minor) || name !== uioName(uio));
+      });
+      for (const entry of gone) if (missing.has(entry)) removeLost(entry);
+      missing = new Set(gone);
       const unknown = uios.filter((uio) =>
         parseDeviceConfig(uio.config) !== undefined &&
         !entries.has(uio.minor) && !refused.has(uioName(uio))

@@ -167,24 +167,38 @@ export interface UioDevice extends TcmuName {
   minor: number;
 }
 
-/** Every TCMU device, by minor. */
-export async function listUio(kernel: KernelPaths): Promise<UioDevice[]> {
-  const dir = `${kernel.sys}/class/uio`;
-  const found: UioDevice[] = [];
+/** Minors of every uio device, TCMU's or not, from the least on. */
+export async function uioMinors({ sys }: KernelPaths): Promise<number[]> {
+  const minors: number[] = [];
   try {
-    for await (const { name } of Deno.readDir(dir)) {
+    for await (const { name } of Deno.readDir(`${sys}/class/uio`)) {
       const [, minor] = /^uio(\d+)$/.exec(name) ?? [];
-      if (minor === undefined) continue;
-      // One that goes while we look is not there.
-      const text = await Deno.readTextFile(`${dir}/${name}/name`)
-        .catch(() => "");
-      const parsed = parseUioName(text);
-      if (parsed !== undefined) found.push({ ...parsed, minor: Number(minor) });
+      if (minor !== undefined) minors.push(Number(minor));
     }
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
-  return found.sort((a, b) => a.minor - b.minor);
+  return minors.sort((a, b) => a - b);
+}
+
+/** A uio device; undefined: it is none of TCMU, or goes while we look. */
+export async function readUio(
+  { sys }: KernelPaths,
+  minor: number,
+): Promise<UioDevice | undefined> {
+  const path = `${sys}/class/uio/uio${minor}/name`;
+  const parsed = parseUioName(await Deno.readTextFile(path).catch(() => ""));
+  return parsed === undefined ? undefined : { ...parsed, minor };
+}
+
+/** Every TCMU device, by minor. */
+export async function listUio(kernel: KernelPaths): Promise<UioDevice[]> {
+  const found: UioDevice[] = [];
+  for (const minor of await uioMinors(kernel)) {
+    const uio = await readUio(kernel, minor);
+    if (uio !== undefined) found.push(uio);
+  }
+  return found;
 }
 
 /** Bytes to map of `/dev/uioN`. */
