@@ -201,6 +201,13 @@ Deno.test("doctor: /dev/uioN that is missing is made with the kernel's numbers",
   equal(found.includes("/dev/uio*: mknod /dev/uio3 c 245 3"), true, `${found}`);
 });
 
+Deno.test("doctor: our own daemon is none too many while it starts", async () => {
+  using dir = machine({ "proc/77/cmdline": "overlaybd-tcmu\0run\0" });
+  Deno.symlinkSync("/opt/overlaybd/lib/rt-1/deno", dir.file("proc/77/exe"));
+  const daemon = (await look(dir)).find(({ name }) => name === "daemon");
+  deepEqual(daemon, { name: "daemon", state: "ok", found: "process 77" });
+});
+
 Deno.test("doctor prints a line for each check, as text and as JSON", async () => {
   const { code, stdout } = await tool("overlaybd", ["doctor", "--json"]);
   const findings: Finding[] = JSON.parse(stdout);

@@ -32,16 +32,30 @@ function daemons({ root }: Machine): number[] {
     .map(Number).sort((a, b) => a - b);
 }
 
-/** The daemon of this product: it holds a lock. */
-function holder({ root }: Machine): number | undefined {
-  const dir = `${root}${MODULE}`;
-  return exists(dir) ? lockHolder(dir) : undefined;
+/** True when a process runs on this product's runtime. */
+function isOurs({ root }: Machine, pid: number): boolean {
+  try {
+    return nameOf(Deno.readLinkSync(`${root}/proc/${pid}/exe`)) === "deno";
+  } catch {
+    return false;
+  }
+}
+
+/** The daemon of this product: it holds a lock once it has started. */
+function ourDaemon(machine: Machine): number | undefined {
+  const dir = `${machine.root}${MODULE}`;
+  const holder = exists(dir) ? lockHolder(dir) : undefined;
+  return holder ?? daemons(machine).find((pid) => isOurs(machine, pid));
+}
+
+function isServing(machine: Machine): boolean {
+  return ourDaemon(machine) !== undefined || daemons(machine).length > 0;
 }
 
 /** Two daemons would take each other's devices. */
 export function checkDaemon(machine: Machine): Finding {
   const name = "daemon";
-  const ours = holder(machine);
+  const ours = ourDaemon(machine);
   const others = daemons(machine).filter((pid) => pid !== ours);
   if (others.length > 0) {
     const pids = others.join(" ");
@@ -64,8 +78,7 @@ export function checkServed(machine: Machine): Finding {
   const count = namesIn(dir)
     .map((uio) => textOf(`${dir}/${uio}/name`))
     .filter((text) => /^tcm-user\/[^/]*\/[^/]*\/overlaybd\//.test(text)).length;
-  const served = holder(machine) !== undefined || daemons(machine).length > 0;
-  if (count === 0 || served) return fine(name, `${count}`);
+  if (count === 0 || isServing(machine)) return fine(name, `${count}`);
   const start = exists(`${root}/run/systemd/system`)
     ? "systemctl start overlaybd-tcmu"
     : "overlaybd-tcmu &";
@@ -77,8 +90,7 @@ export function checkNetlink(machine: Machine): Finding {
   const name = "netlink";
   const file = `${MODULE}/parameters/block_netlink`;
   const blocked = /^blocked/.test(textOf(`${machine.root}${file}`));
-  const daemon = holder(machine) !== undefined || daemons(machine).length > 0;
-  return blocked && !daemon
+  return blocked && !isServing(machine)
     ? missing(name, "left blocked by a daemon", `echo 0 > ${file}`)
     : fine(name, blocked ? "the daemon is starting" : "not blocked");
 }

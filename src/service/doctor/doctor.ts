@@ -37,7 +37,6 @@ export async function examine(machine: Machine): Promise<Finding[]> {
     checkConfigfs(machine),
     checkDaemon(machine),
     checkNetlink(machine),
-    checkServed(machine),
     checkNodes(machine),
     checkCertificates(machine),
     checkCacheDir(
@@ -58,5 +57,6 @@ export async function examine(machine: Machine): Promise<Finding[]> {
     checkLogDir(machine, "audit log", enableAudit ? config.auditPath : ""),
     checkCredentials(machine, config.credentialConfig),
     checkOpenFiles(machine),
+    checkServed(machine),
   ];
 }
