@@ -48,6 +48,7 @@ installs() {
 	dpkg_apart -i "$DEB"
 	equal "$(systemctl is-enabled $UNIT)" enabled
 	equal "$(systemctl is-active $UNIT)" active
+	equal "$(overlaybd ctl health)" ok
 }
 check "package: installed, the service is enabled and runs" installs
 
