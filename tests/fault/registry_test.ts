@@ -116,6 +116,12 @@ for (
       });
       response.end(BLOB.subarray(0, 100));
     }, /asked for bytes 1000-1099, got "bytes 0-99\/300000"/],
+    ["a range that begins too early", ({ response }: Asked) => {
+      response.writeHead(206, {
+        "content-range": `bytes 999-1099/${BLOB.length}`,
+      });
+      response.end(BLOB.subarray(999, 1099));
+    }, /asked for bytes 1000-1099, got "bytes 999-1099/],
     ["a range that is too long", ({ response }: Asked) => {
       response.writeHead(206, {
         "content-range": `bytes 1000-1100/${BLOB.length}`,
@@ -372,6 +378,28 @@ Deno.test("registry: 32 opens at once against a limit of 10 all succeed", async 
     ),
   );
   assert.deepEqual(new Set(sizes), new Set([BLOB.length]));
+});
+
+Deno.test("registry: a server that has room for two is soon asked by two", async () => {
+  let active = 0;
+  let refused = 0;
+  await using server = await startFake((asked) => {
+    asked.response.on("close", () => active--);
+    if (++active > 2) {
+      refused++;
+      return answerStatus(asked, 429);
+    }
+    setTimeout(() => answerRange(asked, BLOB), 60);
+    return undefined;
+  });
+  using client = createRegistryClient();
+  const url = `${server.origin}${PATH}`;
+  await client.openBlob(url).size();
+  await Promise.all(
+    Array.from({ length: 16 }, () => client.openBlob(url).size()),
+  );
+  // 14 of 16, then at most 6 of 8 and 2 of 4.
+  assert(refused <= 22, String(refused));
 });
 
 Deno.test("registry: no more requests at once than a server gets", async () => {

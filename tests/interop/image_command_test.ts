@@ -11,6 +11,7 @@ import {
   haveRegistry,
   makeAuthority,
   makeCertificate,
+  startNginx,
   startRegistry,
 } from "../lib/daemons.ts";
 import { newUpper, openDisk } from "../lib/product.ts";
@@ -249,6 +250,37 @@ test("the system's own authorities count; credentials of the configuration", asy
   );
   configure({ certConfig: { certFile: tls.cert } });
   assert.match((await ask()).stderr, /keyFile is empty/);
+
+  // Behind one that wants a certificate of ours, without an authority of ours.
+  await using nginx = await startNginx(
+    dir,
+    `server {
+      listen 127.0.0.1:$PORT ssl;
+      ssl_certificate ${tls.cert}; ssl_certificate_key ${tls.key};
+      ssl_client_certificate ${ca.cert}; ssl_verify_client on;
+      location / {
+        proxy_pass https://127.0.0.1:${registry.port};
+        proxy_set_header Host $http_host;
+      }
+    }`,
+  );
+  const mutual = `localhost:${nginx.port}`;
+  Deno.writeTextFileSync(
+    cred,
+    JSON.stringify({
+      auths: { [mutual]: { username: "user", password: "secret" } },
+    }),
+  );
+  const askMutual = () =>
+    tool("overlaybd", [
+      ...["image", `${mutual}/a`, "--json"],
+      ...["--service_config_path", config],
+    ], { env: system });
+  configure({});
+  assert.match((await askMutual()).stderr, /HTTP status 400/);
+  configure({ certConfig: { certFile: tls.cert, keyFile: tls.key } });
+  const mutually = await askMutual();
+  assert.equal(mutually.code, 0, mutually.stderr);
 });
 
 test("what is no image of overlaybd is refused, with the reason", async () => {

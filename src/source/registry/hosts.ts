@@ -10,8 +10,6 @@ import { SourceError } from "../source.ts";
 
 /** Requests at once to a server that never complained. */
 const LIMIT_MAX = 64;
-/** A server that complains gets half, once in this time. */
-const HALVE_MS = 200;
 /** Answers without a complaint until it gets one more. */
 const GROW_AFTER = 16;
 /** However long a server asks to wait, it is asked again after this. */
@@ -45,7 +43,8 @@ interface Host {
   good: number;
   /** ms of the clock: none before */
   pausedUntil: number;
-  halvedAt: number;
+  /** how often the limit was halved */
+  halvings: number;
   queue: Set<() => void>;
   timer: ReturnType<typeof setTimeout> | undefined;
 }
@@ -56,7 +55,7 @@ function newHost(limit: number): Host {
     active: 0,
     good: 0,
     pausedUntil: 0,
-    halvedAt: -Infinity,
+    halvings: 0,
     queue: new Set(),
     timer: undefined,
   };
@@ -81,25 +80,25 @@ function advance(host: Host): void {
   }
 }
 
-function halve(host: Host, pauseMs: number): void {
-  const now = performance.now();
-  const until = now + Math.min(pauseMs, PAUSE_MAX_MS);
+/** @param before `halvings` when the request that was refused began */
+function halve(host: Host, before: number, pauseMs: number): void {
+  const until = performance.now() + Math.min(pauseMs, PAUSE_MAX_MS);
   host.pausedUntil = Math.max(host.pausedUntil, until);
   host.good = 0;
-  // The answers to what was sent at once come at once: they are one
-  // complaint.
-  if (now - host.halvedAt < HALVE_MS) return;
-  host.halvedAt = now;
+  // Refusals of what was sent at once are one complaint.
+  if (before !== host.halvings) return;
+  host.halvings++;
   host.limit = Math.max(1, Math.floor(Math.min(host.limit, host.active) / 2));
 }
 
 function slotOf(host: Host, max: number): Slot {
+  const { halvings } = host;
   let complained = false;
   let over = false;
   return {
     tooMany(pauseMs = 0) {
       complained = true;
-      halve(host, pauseMs);
+      halve(host, halvings, pauseMs);
     },
     release() {
       if (over) return;

@@ -58,37 +58,18 @@ function insecureHosts(list: readonly string[]): Set<string> {
   }));
 }
 
-/** A key as fetch takes it: PKCS#8. */
-async function pkcs8(key: string): Promise<string> {
-  if (!/BEGIN (RSA|EC|DSA) PRIVATE KEY/.test(key)) return key;
-  const { createPrivateKey } = await import("node:crypto");
-  return String(createPrivateKey(key).export({ type: "pkcs8", format: "pem" }));
-}
-
 /** Makes a transport; nothing is connected yet. */
 export function createTransport(options: TransportOptions): Transport {
   const { ca, cert, key } = options;
   const insecure = insecureHosts(options.insecure ?? []);
-  let fetching: Promise<Deno.HttpClient> | undefined;
+  const identity = cert === undefined || key === undefined ? {} : { cert, key };
   let client: Deno.HttpClient | undefined;
   const nodes = new Map<string, Promise<NodeTransport>>();
-
-  const fetchClient = async () => {
-    const identity = cert === undefined || key === undefined
-      ? {}
-      : { cert, key: await pkcs8(key) };
-    // Over HTTP/2 Deno waits for more to send: 40 ms for many a request.
-    return client = Deno.createHttpClient({
-      ...identity,
-      http2: false,
-      poolMaxIdlePerHost: 64,
-    });
-  };
 
   const nodeTransport = async (checked: boolean) => {
     const { createNodeTransport } = await import("./node_transport.ts");
     return createNodeTransport({
-      ...(cert === undefined || key === undefined ? {} : { cert, key }),
+      ...identity,
       ...(ca === undefined ? {} : { ca }),
       rejectUnauthorized: checked,
     });
@@ -123,11 +104,16 @@ export function createTransport(options: TransportOptions): Transport {
       if (unchecked || (tls && ca !== undefined) || body !== undefined) {
         return await byNode();
       }
-      fetching ??= fetchClient();
+      // Over HTTP/2 Deno waits for more to send: 40 ms for many a request.
+      client ??= Deno.createHttpClient({
+        ...identity,
+        http2: false,
+        poolMaxIdlePerHost: 64,
+      });
       try {
         return await fetch(url, {
           method: request.method ?? "GET",
-          client: await fetching,
+          client,
           redirect: "manual",
           headers,
           signal,
