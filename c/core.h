@@ -348,9 +348,11 @@ OBD_HIDDEN enum obd_settled obd_miss_settle(struct obd_request *req);
 OBD_HIDDEN void obd_miss_abandon(struct obd_device *dev, int error);
 /* Takes a dying cache source off the queue. */
 OBD_HIDDEN void obd_miss_forget(struct obd_source *src);
-/* A bad block is stored at [at, at + n): its units must come again. */
+/* What was read at [at, at + n) is bad: its units must come again.  losses
+ * is what it was before the read: when it has changed since, somebody else
+ * has said so, or they have come again already, and nothing is done. */
 OBD_HIDDEN void obd_miss_spoil(struct obd_source *cache, uint64_t at,
-			       uint64_t n);
+			       uint64_t n, uint64_t losses);
 /* Units [first, first + count) of cache are wanted by req. Locked by the
  * caller (miss.c); request.c walks the pieces. */
 OBD_HIDDEN bool obd_request_touches(struct obd_request *req,

@@ -571,7 +571,8 @@ int32_t obd_source_bitmap_set(struct obd_source *cache, const void *bits,
 	return 0;
 }
 
-void obd_miss_spoil(struct obd_source *cache, uint64_t at, uint64_t n)
+void obd_miss_spoil(struct obd_source *cache, uint64_t at, uint64_t n,
+		    uint64_t losses)
 {
 	struct obd_units *u = cache->units;
 	uint64_t i, last;
@@ -581,6 +582,10 @@ void obd_miss_spoil(struct obd_source *cache, uint64_t at, uint64_t n)
 	at += cache->base;
 	last = (at + n - 1) >> u->shift;
 	pthread_mutex_lock(&lock);
+	if (atomic_load(&u->losses) != losses) {
+		pthread_mutex_unlock(&lock);
+		return;
+	}
 	for (i = at >> u->shift; i <= last && i < u->count; i++)
 		if (present(u, i)) {
 			present_clear(u, i, 1);

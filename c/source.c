@@ -329,27 +329,32 @@ static int read_cache(struct obd_source *src, void *buf, uint64_t n,
 	if (obd_unlikely(err)) {
 		/* The disk below the cache fails, or somebody cut the file:
 		 * the blob is elsewhere, too. */
-		obd_miss_spoil(src, at, n);
+		obd_miss_spoil(src, at, n, losses);
 		return -ENODATA;
 	}
 	return 0;
 }
 
-/* A bad block of a remote ZFile: it has to be fetched again. */
-static void spoil_block(struct obd_source *src, uint64_t nr)
+/* A bad block of a remote ZFile has to be fetched again; false: it has been
+ * already, since it was read. */
+static bool spoil_block(struct obd_source *src, uint64_t nr, uint64_t losses)
 {
+	struct obd_source *cache = src->inner;
 	uint64_t at;
 	uint32_t length;
 
-	if (src->inner->kind == SRC_CACHE &&
-	    !obd_zfile_block(src->zfile, nr, &at, &length))
-		obd_miss_spoil(src->inner, at, length);
+	if (atomic_load(&cache->units->losses) != losses)
+		return false;
+	if (!obd_zfile_block(src->zfile, nr, &at, &length))
+		obd_miss_spoil(cache, at, length, losses);
+	return true;
 }
 
 int obd_source_read(struct obd_source *src, void *buf, uint64_t n,
 		    uint64_t at, enum obd_try how)
 {
-	uint64_t bad;
+	uint64_t bad, losses = 0;
+	bool remote;
 	int err;
 
 	if (obd_unlikely(at > src->size || n > src->size - at))
@@ -360,9 +365,13 @@ int obd_source_read(struct obd_source *src, void *buf, uint64_t n,
 		return read_fd(src, buf, n, at, how);
 	if (src->kind == SRC_CACHE)
 		return read_cache(src, buf, n, at, how);
+	remote = src->inner->kind == SRC_CACHE;
+	if (remote)
+		losses = atomic_load(&src->inner->units->losses);
 	err = obd_zfile_read(src->zfile, src->inner, buf, n, at, how, &bad);
-	if (obd_unlikely(err == -EUCLEAN))
-		spoil_block(src, bad);
+	if (obd_unlikely(err == -EUCLEAN) && remote &&
+	    !spoil_block(src, bad, losses))
+		return -ENODATA;
 	return err;
 }
 

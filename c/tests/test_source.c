@@ -160,6 +160,25 @@ static void reads_are_noted_by_unit_until_they_are_asked_for(void)
 	obd_source_unref(src);
 }
 
+static void who_reads_late_does_not_spoil_what_came_since(void)
+{
+	int fd;
+	struct obd_source *src = remote_source(7, 8192, 4096, &fd);
+	uint64_t losses;
+	uint8_t buf;
+
+	MUST(!ftruncate(fd, 8192));
+	CHECK_EQ(obd_source_fill(src, 0, 2, 0), 0);
+	losses = atomic_load(&src->units->losses);
+	/* Another one has found it bad; it is fetched again. */
+	obd_miss_spoil(src, 0, 1, losses);
+	CHECK_EQ(obd_source_pread(src, &buf, 1, 0), -EAGAIN);
+	CHECK_EQ(obd_source_fill(src, 0, 1, 0), 0);
+	obd_miss_spoil(src, 0, 1, losses);
+	CHECK_EQ(obd_source_pread(src, &buf, 1, 0), 1);
+	obd_source_unref(src);
+}
+
 static void answers_outside_a_cache_are_refused(void)
 {
 	int fd;
@@ -265,6 +284,7 @@ int main(void)
 	RUN(a_cache_serves_what_was_filled_and_nothing_else);
 	RUN(a_spilled_unit_is_read_from_the_second_file);
 	RUN(reads_are_noted_by_unit_until_they_are_asked_for);
+	RUN(who_reads_late_does_not_spoil_what_came_since);
 	RUN(answers_outside_a_cache_are_refused);
 	RUN(the_bitmap_comes_back_as_it_was_saved);
 	RUN(bits_past_the_last_unit_mean_nothing);

@@ -171,18 +171,21 @@ export function createSources(options: SourceSetOptions): SourceSet {
     signal: AbortSignal,
   ): Promise<OpenedBlob | undefined> => {
     if (!pool.hold()) return undefined;
-    const opened = await openKept(
-      blob,
-      {
-        name,
-        path: `${cacheDir}/${name}`,
-        statePath: pool.statePath(name),
-        size,
-        lock: false,
-      },
-      shared,
-      signal,
-    );
+    const kept = {
+      name,
+      path: `${cacheDir}/${name}`,
+      statePath: pool.statePath(name),
+      size,
+      lock: false,
+    };
+    let opened: OpenedBlob;
+    pool.opening(name);
+    try {
+      opened = await openKept(blob, kept, shared, signal);
+    } catch (error) {
+      pool.closed(name);
+      throw error;
+    }
     pool.opened(name, opened.blob);
     return {
       ...opened,

@@ -658,6 +658,35 @@ Deno.test("eviction: closed blobs go first when they were used longer ago, pinne
   assert.deepEqual(there(), [false, false, false]);
 });
 
+Deno.test("eviction: a blob that is being opened keeps its file", async () => {
+  using dir = tempDir();
+  const content = noise(48, 8 * UNIT);
+  const url = urlOf(content);
+  const origin = makeOrigin(content);
+  const path = `${dir.file("cache")}/sha256:${sha256(content)}`;
+  Deno.mkdirSync(dir.file("cache"));
+  Deno.writeFileSync(path, content);
+  await using sources = sourcesOf(origin, dir.file("cache"), {
+    cacheSize: 2 ** 40,
+    diskFloor: 0,
+  });
+  // Its length is whole pages: the size has to be asked for.
+  const asked = Promise.withResolvers<void>();
+  const answer = Promise.withResolvers<void>();
+  origin.before = () => {
+    asked.resolve();
+    return answer.promise;
+  };
+  const opening = sources.open(url);
+  await asked.promise;
+  await sources.pool.prune(0);
+  answer.resolve();
+  using disk = diskOf(await opening);
+  assert.deepEqual(await disk.read(0, content.length), content);
+  assert.equal(origin.delivered, 0);
+  assert(Deno.statSync(path).isFile);
+});
+
 Deno.test("a directory over its capacity is brought below it by itself", async () => {
   using dir = tempDir();
   const content = noise(40, 48 * UNIT);

@@ -125,6 +125,68 @@ for (const tool of ["overlaybd-commit", "overlaybd-merge"] as const) {
   });
 }
 
+Deno.test("an image of 30 layers opens with two requests for each", async () => {
+  using dir = tempDir();
+  const { path, content } = await makeLayer(dir, { zfile: true, tar: true });
+  await using server = serveBlob(path);
+  using client = createRegistryClient();
+  await using sources = createSources({
+    openBlob: client.openBlob,
+    cacheDir: dir.file("cache"),
+    refillSize: 262144,
+    log: () => {},
+  });
+  const config = parseImageConfig({
+    repoBlobUrl: server.url,
+    lowers: Array.from({ length: 30 }, (_, i) => ({
+      digest: `sha256:${i.toString(16).padStart(64, "0")}`,
+    })),
+  }, "test");
+  await using image = await openImage(config, { sources });
+  assert(server.state.requests <= 60, `${server.state.requests}`);
+  const into = new Uint8Array(4096);
+  await readDevice(image.device, into, 1 << 20);
+  assert.deepEqual(into, content.slice(1 << 20, (1 << 20) + 4096));
+});
+
+for (const remote of ["good", "bad"] as const) {
+  Deno.test(`a broken local file, its registry ${remote}`, async () => {
+    using dir = tempDir();
+    const { path, content } = await makeLayer(dir, { zfile: true, tar: true });
+    await using server = serveBlob(path);
+    if (remote === "bad") server.state.status = 404;
+    const layer = dir.file("snapshot");
+    Deno.mkdirSync(layer);
+    const local = `${layer}/overlaybd.commit`;
+    Deno.writeFileSync(local, new Uint8Array(10_000));
+    using client = createRegistryClient();
+    await using sources = createSources({
+      openBlob: client.openBlob,
+      cacheDir: dir.file("cache"),
+      refillSize: 65536,
+      log: () => {},
+    });
+    const config = parseImageConfig({
+      repoBlobUrl: server.url,
+      lowers: [{ digest: `sha256:${sha256File(path)}`, dir: layer }],
+    }, "test");
+    const opening = openImage(config, { sources });
+    if (remote === "bad") {
+      await assert.rejects(
+        opening,
+        (error: unknown) =>
+          error instanceof ImageError &&
+          error.resultText === `failed to open local file ${local}`,
+      );
+      return;
+    }
+    await using image = await opening;
+    const into = new Uint8Array(4096);
+    await readDevice(image.device, into, 1 << 20);
+    assert.deepEqual(into, content.slice(1 << 20, (1 << 20) + 4096));
+  });
+}
+
 Deno.test("a damaged block of a ZFile is fetched again", async () => {
   using dir = tempDir();
   const { path, content } = await makeLayer(dir, { zfile: true, tar: true });

@@ -53,7 +53,9 @@ export interface Pool {
   hold(): boolean;
   /** where a blob's state is saved */
   statePath(name: string): string;
-  /** A blob is open in one of its files. */
+  /** A blob is being opened in one of its files: that stays. */
+  opening(name: string): void;
+  /** It is open: its units may be evicted. */
   opened(name: string, blob: OwnedBlob): void;
   closed(name: string): void;
   isOpen(name: string): boolean;
@@ -135,7 +137,7 @@ export function createPool(options: PoolOptions): Pool {
   const { dir, capacity, floor, log } = options;
   const stateDir = stateDirOf(dir);
   const statePath = (name: string) => `${stateDir}/${name}${STATE}`;
-  const open = new Map<string, OwnedBlob>();
+  const open = new Map<string, OwnedBlob | undefined>();
   let lock: { fd: number; inode: number | null } | undefined;
   let saidHeld = false;
   let pinned: Set<string> | undefined;
@@ -241,7 +243,7 @@ export function createPool(options: PoolOptions): Pool {
     }
     const now = Date.now();
     for (const [name, blob] of open) {
-      if (!pins().has(name)) yield* blob.evictable(now);
+      if (blob !== undefined && !pins().has(name)) yield* blob.evictable(now);
     }
   };
   const pass = async (
@@ -329,6 +331,7 @@ export function createPool(options: PoolOptions): Pool {
     stateDir,
     hold,
     statePath,
+    opening: (name) => void open.set(name, undefined),
     opened(name, blob) {
       open.set(name, blob);
       start();
