@@ -54,6 +54,7 @@ struct obd_source {
 	_Atomic uint32_t refs;
 	enum obd_source_kind kind;
 	int fd;                      /* FILE, CACHE */
+	int direct_fd;               /* FILE: the same with O_DIRECT; -1: none */
 	_Atomic bool no_nowait;      /* the file system knows no RWF_NOWAIT */
 	uint64_t base, size;
 	struct obd_source *inner;    /* ZFILE */

@@ -146,6 +146,11 @@ OBD_API uint32_t obd_crc32c(uint32_t start, const void *buf, uint64_t n);
 OBD_API int32_t obd_source_file(int32_t fd, uint64_t base, uint64_t size,
 				struct obd_source **out);
 
+/* Reads of a file source go to fd from now on, which is the same file opened
+ * with O_DIRECT (taken over), in whole blocks of 4096; where the file system
+ * does not like them, to the first one.  Once, before the source is used. */
+OBD_API int32_t obd_source_direct(struct obd_source *file, int32_t fd);
+
 /* A remote blob of size bytes, kept in fd, a sparse file.  Nothing of it
  * is present until obd_source_fill() says so; unit is the fetch granule, a
  * power of two >= 4096.  id is reported in every miss. */

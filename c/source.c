@@ -17,6 +17,7 @@ static struct obd_source *source_alloc(enum obd_source_kind kind, int fd,
 		src->refs = 1;
 		src->kind = kind;
 		src->fd = fd;
+		src->direct_fd = -1;
 		src->base = base;
 		src->size = size;
 	}
@@ -32,6 +33,16 @@ int32_t obd_source_file(int32_t fd, uint64_t base, uint64_t size,
 		return -EINVAL;
 	*out = source_alloc(SRC_FILE, fd, base, size);
 	return *out ? 0 : -ENOMEM;
+}
+
+int32_t obd_source_direct(struct obd_source *file, int32_t fd)
+{
+	if (fd < 0)
+		return -EBADF;
+	if (file->kind != SRC_FILE || file->direct_fd >= 0)
+		return -EINVAL;
+	file->direct_fd = fd;
+	return 0;
 }
 
 int obd_source_growing(int fd, struct obd_source **out)
@@ -202,6 +213,8 @@ void obd_source_unref(struct obd_source *src)
 	units_free(src->units);
 	if (src->fd >= 0)
 		obd_io_close(src->fd);
+	if (src->direct_fd >= 0)
+		obd_io_close(src->direct_fd);
 	free(src);
 }
 
@@ -260,11 +273,66 @@ static int read_error(int64_t got)
 	       got == -EUCLEAN ? -EIO : (int)got;
 }
 
+#define DIRECT_ALIGN 4096u           /* what every disk is content with */
+#define DIRECT_BYTES (1u << 20)      /* of one read */
+
+/* Whole blocks around [at, at + n) into buf, which has room for them.  Bytes
+ * of the range that came, or -errno. */
+static int64_t read_blocks(int fd, void *buf, uint64_t n, uint64_t at)
+{
+	uint64_t from = at & ~(uint64_t)(DIRECT_ALIGN - 1);
+	uint64_t to = (at + n + DIRECT_ALIGN - 1) &
+		      ~(uint64_t)(DIRECT_ALIGN - 1);
+	int64_t got = obd_io_pread(fd, buf, to - from, from);
+
+	if (got < 0)
+		return got;
+	got -= (int64_t)(at - from);
+	return got < 0 ? 0 : got < (int64_t)n ? got : (int64_t)n;
+}
+
+/* -EINVAL: this file system wants it otherwise. */
+static int read_direct(struct obd_source *src, uint8_t *buf, uint64_t n,
+		       uint64_t at)
+{
+	uint64_t room = (n < DIRECT_BYTES ? n : DIRECT_BYTES) +
+			2 * DIRECT_ALIGN;
+	uint8_t *area;
+	int err = 0;
+
+	room &= ~(uint64_t)(DIRECT_ALIGN - 1);
+	area = aligned_alloc(DIRECT_ALIGN, room);
+	if (!area)
+		return -ENOMEM;
+	while (!err && n) {
+		uint64_t part = n < DIRECT_BYTES ? n : DIRECT_BYTES;
+		int64_t got = read_blocks(src->direct_fd, area, part, at);
+
+		if (got == (int64_t)part)
+			memcpy(buf, area + at % DIRECT_ALIGN, part);
+		else
+			err = got == -EINVAL ? -EINVAL : read_error(got);
+		buf += part;
+		at += part;
+		n -= part;
+	}
+	free(area);
+	return err;
+}
+
 static int read_fd(struct obd_source *src, void *buf, uint64_t n,
 		   uint64_t at, enum obd_try how)
 {
 	int64_t got;
+	int err;
 
+	if (obd_unlikely(src->direct_fd >= 0)) {
+		/* A disk is always waited for. */
+		err = how == OBD_TRY_NOWAIT ? -EAGAIN :
+		      read_direct(src, buf, n, src->base + at);
+		if (err != -EINVAL)
+			return err;
+	}
 	if (how == OBD_TRY_NOWAIT &&
 	    !atomic_load_explicit(&src->no_nowait, memory_order_relaxed)) {
 		got = obd_io_pread_nowait(src->fd, buf, n, src->base + at);

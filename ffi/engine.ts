@@ -97,6 +97,7 @@ export const O = {
   EXCL: 0o200,
   TRUNC: 0o1000,
   NONBLOCK: 0o4000,
+  DIRECT: Deno.build.arch === "aarch64" ? 0o200000 : 0o40000,
   /** `__O_TMPFILE | O_DIRECTORY`; the second differs on aarch64. */
   TMPFILE: Deno.build.arch === "aarch64" ? 0o20040000 : 0o20200000,
 } as const;
@@ -260,6 +261,11 @@ export function fileSource(fd: number, base: U64, size: U64): Source {
     "cannot read a file",
   );
   return handle("source", out, lib.obd_source_unref);
+}
+
+/** Reads past the page cache, through `fd`: the same file with O_DIRECT. */
+export function directSource(file: Source, fd: number): void {
+  check(lib.obd_source_direct(file.pointer, fd), "cannot read past the cache");
 }
 
 /** A remote blob kept in a sparse file, absent until {@linkcode fill}. */

@@ -208,6 +208,13 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_source_direct: {
+    parameters: [
+      "pointer", // struct obd_source *file
+      "i32", // int32_t fd
+    ],
+    result: "i32",
+  },
   obd_source_cache: {
     parameters: [
       "i32", // int32_t fd

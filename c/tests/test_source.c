@@ -87,6 +87,48 @@ static void a_file_system_without_nowait_is_remembered(void)
 	obd_source_unref(src);
 }
 
+static void direct_reads_of_any_range_have_its_bytes(void)
+{
+	enum { SIZE = (2 << 20) + 777, BASE = 512 };
+	uint8_t *want = malloc(SIZE), *buf = malloc(SIZE);
+	char path[64];
+	struct obd_source *src;
+	uint64_t at, n;
+	int fd = temp_fd(), direct;
+
+	blob_fill(7, want, 0, SIZE);
+	MUST(obd_io_pwrite(fd, want, SIZE, 0) == SIZE);
+	MUST(!fsync(fd));
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	direct = obd_io_open(path, 0 | O_DIRECT, 0);
+	if (direct < 0) {
+		printf("# no O_DIRECT here\n");
+		direct = dup(fd);
+	}
+	CHECK_EQ(obd_source_file(fd, BASE, SIZE - BASE, &src), 0);
+	CHECK_EQ(obd_source_direct(src, -1), -EBADF);
+	CHECK_EQ(obd_source_direct(src, direct), 0);
+	CHECK_EQ(obd_source_direct(src, direct), -EINVAL);
+	CHECK_EQ(obd_source_read(src, buf, 512, 0, OBD_TRY_NOWAIT), -EAGAIN);
+	CHECK_EQ(obd_source_pread(src, buf, SIZE, 0), SIZE - BASE);
+	CHECK(!memcmp(buf, want + BASE, SIZE - BASE));
+	for (int i = 0; i < 2000; i++) {
+		at = check_random() % (SIZE - BASE);
+		n = check_random() % (i % 10 ? 9000 : SIZE);
+		if (n > SIZE - BASE - at)
+			n = SIZE - BASE - at;
+		CHECK_EQ(obd_source_pread(src, buf, n, at), (int64_t)n);
+		CHECK(!memcmp(buf, want + BASE + at, n));
+	}
+	/* A file that became shorter is an error, never old bytes. */
+	MUST(!ftruncate(fd, SIZE - 1000));
+	CHECK_EQ(obd_source_read(src, buf, 512, SIZE - BASE - 512,
+				 OBD_TRY_BLOCK), -EIO);
+	obd_source_unref(src);
+	free(want);
+	free(buf);
+}
+
 static void a_cache_serves_what_was_filled_and_nothing_else(void)
 {
 	int fd;
@@ -281,6 +323,7 @@ int main(void)
 	RUN(a_file_that_is_shorter_than_its_source_is_an_io_error);
 	RUN(only_nowait_says_again_and_blocking_never_does);
 	RUN(a_file_system_without_nowait_is_remembered);
+	RUN(direct_reads_of_any_range_have_its_bytes);
 	RUN(a_cache_serves_what_was_filled_and_nothing_else);
 	RUN(a_spilled_unit_is_read_from_the_second_file);
 	RUN(reads_are_noted_by_unit_until_they_are_asked_for);

@@ -14,7 +14,6 @@ import {
 } from "../../ffi/engine.ts";
 import type { OpenLayer } from "../layer/open.ts";
 import { type OpenUpper, openUpper } from "../layer/upper.ts";
-import type { SourceSet } from "../source/sources.ts";
 import {
   type Background,
   type BackgroundOptions,
@@ -23,7 +22,7 @@ import {
 import { dataLowers, type ImageConfig } from "./config.ts";
 import { ImageError } from "./error.ts";
 import { reasonOf } from "./log.ts";
-import { type OpenLower, openLowers } from "./lowers.ts";
+import { type LowerOptions, type OpenLower, openLowers } from "./lowers.ts";
 import { buildView, type ShownView, trackView } from "./view.ts";
 
 export { ImageError, type OpenLower };
@@ -70,13 +69,11 @@ export interface OpenImage extends AsyncDisposable {
 }
 
 /** How an image is opened. */
-export interface OpenImageOptions extends BackgroundOptions {
+export interface OpenImageOptions extends BackgroundOptions, LowerOptions {
   /** no writing, even with an upper: shares it with other readers */
   readonly?: boolean;
   /** how long one request may wait for absent data */
   deadlineMs?: number;
-  /** where remote lowers come from; without it there are none */
-  sources?: SourceSet | undefined;
 }
 
 /** Virtual size of a read-only stack: the topmost that has one. */
@@ -128,7 +125,7 @@ async function openConfiguredUpper(
  */
 export async function openStack(
   config: ImageConfig,
-  options: { readonly?: boolean; sources?: SourceSet | undefined } = {},
+  options: LowerOptions & { readonly?: boolean } = {},
 ): Promise<OpenStack> {
   if (config.accelerationLayer && config.recordTracePath !== "") {
     throw new ImageError(
@@ -141,7 +138,7 @@ export async function openStack(
       "failed to create overlaybd device",
     );
   }
-  const lowers = await openLowers(config, options.sources);
+  const lowers = await openLowers(config, options);
   const closeLowers = () => {
     for (const layer of lowers) layer.close();
   };
@@ -210,6 +207,7 @@ export async function openImage(
   const stack = await openStack(config, {
     readonly: options.readonly ?? false,
     sources: options.sources,
+    onBuffered: options.onBuffered,
   });
   let view: ShownView;
   try {

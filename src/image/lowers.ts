@@ -125,11 +125,22 @@ async function openRemote(
   }
 }
 
+/** How lowers are opened. */
+export interface LowerOptions {
+  /** where remote ones come from; undefined: there are none */
+  sources?: SourceSet | undefined;
+  /**
+   * local ones are read with O_DIRECT, and this is told where that cannot be;
+   * undefined: through the page cache
+   */
+  onBuffered?: ((why: string) => void) | undefined;
+}
+
 async function openLower(
   lower: LowerConfig,
   position: number,
   config: ImageConfig,
-  sources: SourceSet | undefined,
+  { sources, onBuffered }: LowerOptions,
 ): Promise<OpenLower> {
   const fail = (error: ImageError) =>
     new ImageError(
@@ -163,7 +174,10 @@ async function openLower(
     throw fail(missingLocal(lower, config));
   }
   try {
-    return await openLayer(path);
+    return await openLayer(
+      path,
+      onBuffered === undefined ? {} : { onBuffered },
+    );
   } catch (cause) {
     const local = new ImageError(
       `cannot open lowers[${position}]: ${reasonOf(cause)}`,
@@ -179,7 +193,7 @@ async function openLower(
 /** Opens every lower, 32 at a time; all or none. */
 export async function openLowers(
   config: ImageConfig,
-  sources: SourceSet | undefined,
+  options: LowerOptions,
 ): Promise<OpenLower[]> {
   const wanted = dataLowers(config);
   if (wanted.length > MAX_LOWERS) {
@@ -191,7 +205,7 @@ export async function openLowers(
   const limit = pLimit(OPEN_CONCURRENCY);
   const results = await Promise.allSettled(
     wanted.map((lower, position) =>
-      limit(() => openLower(lower, position, config, sources))
+      limit(() => openLower(lower, position, config, options))
     ),
   );
   const layers: OpenLower[] = [];

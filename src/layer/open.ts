@@ -11,6 +11,7 @@ import {
   type Bytes,
   closeFd,
   crc32c,
+  directSource,
   fileSource,
   type Index,
   loadIndex,
@@ -26,7 +27,7 @@ import {
   type ZfileInfo,
   zfileSource,
 } from "../../ffi/engine.ts";
-import { EngineError } from "../../ffi/errors.ts";
+import { EngineError, errnoText } from "../../ffi/errors.ts";
 import { FormatError } from "../format/error.ts";
 import {
   BLOCK_SIZE,
@@ -239,7 +240,33 @@ function checkPayload(tar: TarPayload | undefined, fileSize: number): void {
 }
 
 /** Takes a file out of its tar wrapper; the descriptor goes with the source. */
-function openPayload(path: string, raw: boolean): Payload {
+/**
+ * Reads a layer's file past the page cache from now on; where its file
+ * system cannot, `onBuffered` is told and all stays as it is.
+ */
+function readDirectly(
+  stored: Source,
+  path: string,
+  onBuffered: (why: string) => void,
+): void {
+  let fd: number;
+  try {
+    fd = openFd(path, O.RDONLY | O.DIRECT);
+  } catch (error) {
+    const why = error instanceof EngineError
+      ? errnoText(error.errno)
+      : String(error);
+    onBuffered(`ioEngine 1: ${path} is read with buffers: O_DIRECT: ${why}`);
+    return;
+  }
+  directSource(stored, fd);
+}
+
+function openPayload(
+  path: string,
+  raw: boolean,
+  onBuffered?: (why: string) => void,
+): Payload {
   const fd = openFd(path, O.RDONLY);
   try {
     const fileSize = sizeOfFd(fd);
@@ -248,6 +275,7 @@ function openPayload(path: string, raw: boolean): Payload {
     const tar = raw ? undefined : probeTar(head.subarray(0, got));
     checkPayload(tar, fileSize);
     const stored = fileSource(fd, tar?.at ?? 0, tar?.size ?? fileSize);
+    if (onBuffered !== undefined) readDirectly(stored, path, onBuffered);
     const close = () => stored.close();
     return { fileSize, tar, stored, need: atOnce, close };
   } catch (error) {
@@ -425,17 +453,19 @@ async function openLsmt(
  * Opens a committed or sealed layer.
  *
  * @param options `raw`: neither tar nor ZFile is looked for, as
- *   `commit --commit_sealed` opens its input
+ *   `commit --commit_sealed` opens its input; `onBuffered`: it is read with
+ *   O_DIRECT, and this is told where that cannot be
  * @throws {FormatError} which rule does not hold
  * @throws {EngineError} it cannot be read
  */
 export async function openLayer(
   path: string,
-  options: { raw?: boolean } = {},
+  options: { raw?: boolean; onBuffered?: (why: string) => void } = {},
 ): Promise<OpenLayer> {
   try {
     const raw = options.raw ?? false;
-    const file = await unwrap(path, openPayload(path, raw), raw);
+    const payload = openPayload(path, raw, options.onBuffered);
+    const file = await unwrap(path, payload, raw);
     try {
       return await openLsmt(file);
     } catch (error) {

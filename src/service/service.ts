@@ -188,6 +188,9 @@ export function createService(parts: ServiceParts): Service {
     onAnswer: counters.answered,
     onRetry: counters.retried,
   });
+  if (settings.ioEngine === 2) {
+    log.info("ioEngine 2: local layers are read as with 0");
+  }
   const { cacheConfig } = settings;
   const sources = createSources({
     openBlob: client.openBlob,
@@ -236,6 +239,7 @@ export function createService(parts: ServiceParts): Service {
         prefetchConcurrency: loaded.config.prefetchConfig.concurrency,
         log: about,
         audit,
+        onBuffered: settings.ioEngine === 1 ? about.info : undefined,
       });
       if (signal?.aborted) {
         await image.close();
