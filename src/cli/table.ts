@@ -625,11 +625,21 @@ export const COMMANDS = {
   tcmu: {
     original: "overlaybd-tcmu",
     summary: "show images as SCSI disks of this host, through TCMU",
+    details:
+      "Serves every device of the kernel's configfs whose dev_config begins " +
+      "with overlaybd/, and takes over those that a former daemon served: " +
+      "their requests wait meanwhile. SIGTERM and SIGINT end it, the devices " +
+      "stay; SIGHUP reads the configuration again. Without service_config: " +
+      "/etc/overlaybd/overlaybd.json. It needs root and target_core_user; " +
+      "there is one for a host.",
     positionals: {
       service_config: { kind: "path", help: "service configuration" },
     },
     options: {},
-    examples: [],
+    examples: [
+      ["tcmu", "with the host's configuration"],
+      ["tcmu ./overlaybd.json", "with another"],
+    ],
     ignoresUnknown: true,
   },
   attach: {
