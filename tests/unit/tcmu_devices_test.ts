@@ -11,6 +11,13 @@ import { tempDir } from "../lib/env.ts";
 
 const SIZE = 1 << 20;
 
+interface Answer {
+  status: number;
+  /** sense key and additional code, "" without */
+  code: string;
+  data: number[];
+}
+
 /** One side of a device: what was asked of its image and its ring. */
 interface Shown {
   path: string;
@@ -22,7 +29,7 @@ interface Shown {
   attention: number[];
   size: bigint;
   /** Sends a command as the ring does; what it was answered. */
-  send(...cdb: number[]): Promise<{ status: number; data: number[] }>;
+  send(...cdb: number[]): Promise<Answer>;
 }
 
 function createWorld() {
@@ -96,10 +103,7 @@ function createWorld() {
     const one = shown.at(-1);
     if (one === undefined) throw new Error("no image");
     if (minor === 99) return Promise.reject(new Error("no such uio"));
-    const answers = new Map<
-      number,
-      (answer: { status: number; data: number[] }) => void
-    >();
+    const answers = new Map<number, (answer: Answer) => void>();
     let tag = 0;
     one.send = (...cdb) =>
       new Promise((done) => {
@@ -122,9 +126,17 @@ function createWorld() {
         depth: 0n,
         depthMax: 0n,
       }),
-      data: (_tag, bytes) => new Uint8Array(Math.min(bytes, 4096)),
-      complete: (tag, status, _sense, data) =>
-        answers.get(tag)?.({ status, data: [...data ?? []] }),
+      data() {
+        throw new Error("no data");
+      },
+      complete: (tag, status, sense, data) =>
+        answers.get(tag)?.({
+          status,
+          code: sense === undefined
+            ? ""
+            : `${sense[2]?.toString(16)}/${sense[12]?.toString(16)}`,
+          data: [...data ?? []],
+        }),
       async close() {
         await gates.get("close");
         one.ringClosed = true;
@@ -364,6 +376,7 @@ Deno.test("RECONFIG: a disk grows by whole sectors, its cache is switched", asyn
   world.reconfig(1, config, { kind: "writeCache", on: false });
   equal(await world.answered(1), ["reconfig 101 0"]);
   equal([image.writeCache, await caching()], [false, 0]);
+  equal(image.attention, [0x2a09, 0x2a01]);
   world.reconfig(1, config, { kind: "config", config: "overlaybd//y" });
   world.reconfig(1, config, { kind: "unknown" });
   world.reconfig(7, config, { kind: "unknown" });
@@ -478,7 +491,7 @@ Deno.test("a device whose event was lost is served and answered at the second lo
   equal([world.shown.length, world.replies], [1, []]);
   world.lacks(1);
   await world.devices.compare();
-  equal(one(world.shown).closed, false);
+  equal(world.devices.list().length, 1);
   await world.devices.compare();
   equal(await world.answered(1), ["removed 41 0"]);
   equal(one(world.shown).closed, true);
@@ -509,5 +522,8 @@ Deno.test("a command that cannot be answered is refused, and said once", async (
   equal((await image.send(0xa4, ...Array<number>(11).fill(0))).status, 2);
   const said = world.lines.filter((line) => /^unknown command/.test(line));
   equal(said, ["unknown command 131"]);
+  const { status, code } = await image.send(0x15, 0x10, 0, 0, 24, 0);
+  equal([status, code], [2, "4/44"]);
+  ok(world.lines.includes("cannot answer command 21: no data"));
   match(world.lines.join("\n"), /dev opened/);
 });
