@@ -16,6 +16,12 @@ FUZZ_SECONDS := 60
 # SYSCONFDIR and others, see scripts/install.sh.
 export DESTDIR PREFIX SYSCONFDIR BINDIR UNITDIR SHAREDIR MANDIR DOCDIR
 export BASHCOMPDIR ZSHCOMPDIR
+# The date of whatever is dated: the last commit's.
+ifndef SOURCE_DATE_EPOCH
+SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || \
+	stat -c %Y src/format/version.ts)
+endif
+export SOURCE_DATE_EPOCH
 
 CC := gcc
 CLANG := clang

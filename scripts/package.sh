@@ -15,9 +15,7 @@ x86_64) arch=amd64 ;;
 aarch64) arch=arm64 ;;
 *) arch=$(uname -m) ;;
 esac
-SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct \
-	2>/dev/null || date +%s)}
-export SOURCE_DATE_EPOCH
+: "${SOURCE_DATE_EPOCH:?is set by make}"
 
 stage=$BUILD/package/root
 rm -rf "$BUILD/package"
