@@ -34,7 +34,7 @@ import {
 } from "../lib/crash.ts";
 import { sha256, type TempDir, tempDir } from "../lib/env.ts";
 import { chooseSeed, generator, noise, numberFromEnv } from "../lib/random.ts";
-import { newSubject, type Subject } from "../lib/snapshots.ts";
+import { newSubject, onSwitch, type Subject } from "../lib/snapshots.ts";
 import { readDisk, type UpperPaths } from "../lib/spec_reader.ts";
 
 const SECTOR = 512;
@@ -141,23 +141,20 @@ async function record(
       await flushDevice(device);
       step.acked = traceLength(trace);
     };
+    const flushes: Promise<void>[] = [];
+    onSwitch(image, () => {
+      for (let i = 0; i < 3; i++) change();
+      flushes.push(flush());
+      change();
+    });
     for (const act of acts) {
       if (act === "change") change();
       else if (act === "flush") await flush();
       else {
         const next = prepared.shift() ?? fail();
         const text = Deno.readTextFileSync(next);
-        let done = false;
-        const taken = snapshotImage(image, subject.config, next)
-          .finally(() => done = true);
-        const flushes: Promise<void>[] = [];
-        for (let i = 0; !done; i++) {
-          if (i < 6) change();
-          if (i === 3) flushes.push(flush());
-          await new Promise((resolve) => setTimeout(resolve, 0));
-        }
-        await taken;
-        await Promise.all(flushes);
+        await snapshotImage(image, subject.config, next);
+        await Promise.all(flushes.splice(0));
         replaced.push({ inode: inode(subject.config), text });
       }
     }

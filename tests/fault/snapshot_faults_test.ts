@@ -19,7 +19,7 @@ import { finishSnapshot } from "../../src/image/intent.ts";
 import { snapshotImage } from "../../src/image/snapshot.ts";
 import { tempDir } from "../lib/env.ts";
 import { chooseSeed, generator, noise } from "../lib/random.ts";
-import { newSubject, type Subject } from "../lib/snapshots.ts";
+import { newSubject, onSwitch, type Subject } from "../lib/snapshots.ts";
 
 const SIZE = 256 << 10;
 const EIO = 5;
@@ -60,23 +60,6 @@ class Model {
 
 type Fault = [op: number, nth: number, errno: number, count: number];
 
-/** Writes from the moment in which changes go to the new upper. */
-async function writeMeanwhile(
-  image: OpenImage,
-  model: Model,
-  random: () => number,
-  done: () => boolean,
-): Promise<void> {
-  for (let left = 4; !done() && left > 0;) {
-    if (image.snapshotPauseUs !== undefined) {
-      const at = Math.floor(random() * (SIZE / 512 - 16)) * 512;
-      await model.write(image, at, noise(1 + left, 512 * (1 + left)));
-      left--;
-    }
-    await new Promise((next) => setTimeout(next, 0));
-  }
-}
-
 interface Outcome {
   error: string | undefined;
   pending: boolean;
@@ -89,14 +72,23 @@ async function snapshotWith(
   next: string,
   faults: readonly Fault[],
 ): Promise<Outcome> {
-  let ended = false;
+  const random = generator(seed);
+  const writes: Promise<boolean>[] = [];
+  let armed = true;
+  onSwitch(image, () => {
+    for (let n = 1; armed && n <= 4; n++) {
+      // Each has its own quarter: they run at once.
+      const at = (n - 1) * 65536 + Math.floor(random() * 100) * 512;
+      writes.push(model.write(image, at, noise(n, 512 * n * 3)));
+    }
+  });
   for (const [op, nth, errno, count] of faults) faultIo(op, nth, errno, count);
-  const taken = snapshotImage(image, subject.config, next).then(
+  const error = await snapshotImage(image, subject.config, next).then(
     () => undefined,
     (error) => String(error),
-  ).finally(() => ended = true);
-  await writeMeanwhile(image, model, generator(seed), () => ended);
-  const error = await taken;
+  );
+  await Promise.all(writes);
+  armed = false;
   for (const [op] of faults) faultIo(op, 0, 0, 0);
   return { error, pending: existsSync(`${subject.config}.snap`) };
 }

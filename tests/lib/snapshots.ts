@@ -5,6 +5,7 @@
  *
  * @module
  */
+import type { OpenImage } from "../../src/image/image.ts";
 import { type UpperPaths } from "./spec_reader.ts";
 import { encodeFullLayer } from "./spec_writer.ts";
 import { newUpper } from "./product.ts";
@@ -73,4 +74,19 @@ export async function newSubject(
   };
   write(subject.config, subject.lowers, subject.upper);
   return subject;
+}
+
+/**
+ * Calls `work` at each snapshot, in the moment in which changes go to the new
+ * upper and nothing else of it has happened.
+ */
+export function onSwitch(image: OpenImage, work: () => void): void {
+  let pauseUs: number | undefined;
+  Object.defineProperty(image, "snapshotPauseUs", {
+    get: () => pauseUs,
+    set: (value: number) => {
+      pauseUs = value;
+      work();
+    },
+  });
 }

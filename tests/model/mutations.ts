@@ -118,10 +118,34 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     says: "a seal's trailer may reach the disk before its index",
     file: "src/layer/commit.ts",
-    find: "      await syncFd(fd, true);\n      const trailer",
-    replace: "      const trailer",
+    find: "    await syncFd(fd, true);\n    const trailer",
+    replace: "    const trailer",
     test: "tests/fault/crash_test.ts",
     name: "a seal cut short anywhere leaves the upper as it was, or sealed",
+  },
+  {
+    says: "an interrupted snapshot is finished without its layer's seal",
+    file: "src/image/intent.ts",
+    find: "    await sealUpper(upper);\n    renamePath",
+    replace: "    renamePath",
+    test: "tests/fault/snapshot_crash_test.ts",
+    name: "a snapshot from log to log, cut short anywhere",
+  },
+  {
+    says: "what was written since a failed snapshot's switch is forgotten",
+    file: "c/push.c",
+    find: "\t\tif (!err)\n\t\t\terr = copy_change(",
+    replace: "\t\tif (err)\n\t\t\terr = copy_change(",
+    test: "tests/fault/snapshot_faults_test.ts",
+    name: "a log upper, rename fails at any point of a snapshot",
+  },
+  {
+    says: "the layer under a new upper is not read until it is sealed",
+    file: "c/request.c",
+    find: "if (nr == LEVEL_FROZEN && !w->view->frozen)",
+    replace: "if (nr == LEVEL_FROZEN)",
+    test: "tests/fault/snapshot_faults_test.ts",
+    name: "what can go neither on nor back goes on with both uppers",
   },
 ];
 
