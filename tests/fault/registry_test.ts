@@ -277,6 +277,18 @@ Deno.test("registry: no answer at all: ETIMEDOUT at open", async () => {
   }, { attemptMs: 300 });
 });
 
+Deno.test("registry: no answer at all: ten blobs wait as long as one", async () => {
+  await using server = await startFake(() => {});
+  using client = createRegistryClient({ attemptMs: 1000 });
+  const start = performance.now();
+  const opened = await Promise.allSettled(Array.from(
+    { length: 10 },
+    () => client.openBlob(server.origin + PATH).size(),
+  ));
+  assert(performance.now() - start < 4000);
+  for (const one of opened) assert.equal(one.status, "rejected");
+});
+
 Deno.test("registry: who asked may end it", async () => {
   await withServer(() => {}, async (blob) => {
     const stop = new AbortController();

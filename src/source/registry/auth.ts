@@ -38,6 +38,7 @@ export interface Auth {
    * Sends a request, as often as it takes to be let in: twice at most.
    *
    * @param send sends it with this Authorization
+   * @param onWait another request asks what is wanted: called before waiting
    * @returns the last answer, 401 and 403 included
    * @throws {SourceError} no token can be had
    */
@@ -45,6 +46,7 @@ export interface Auth {
     url: URL,
     send: (authorization: string | undefined) => Promise<A>,
     signal: AbortSignal,
+    onWait: () => void,
   ): Promise<A>;
   /** What a request would be sent with now; undefined: with nothing. */
   authorization(url: URL, signal: AbortSignal): Promise<string | undefined>;
@@ -156,11 +158,12 @@ export function createAuth(
   };
 
   return {
-    async send(url, send, signal) {
+    async send(url, send, signal, onWait) {
       const repository = repositoryFor(url);
       // One asks what is wanted; who comes meanwhile waits for the answer,
       // in place of a refusal each.
       while (repository.way === undefined && repository.learning) {
+        onWait();
         await untilAborted(repository.learning.promise, signal);
       }
       const learning = repository.way === undefined

@@ -167,10 +167,15 @@ export async function authorized(
 ): Promise<Answer> {
   let last: Answer | undefined;
   try {
-    return await parts.auth.send(home, async (authorization) => {
-      last?.[Symbol.dispose]();
-      return last = await getOnce(parts, url, get, authorization);
-    }, get.attempt.signal);
+    return await parts.auth.send(
+      home,
+      async (authorization) => {
+        last?.[Symbol.dispose]();
+        return last = await getOnce(parts, url, get, authorization);
+      },
+      get.attempt.signal,
+      get.attempt.begin,
+    );
   } catch (cause) {
     last?.[Symbol.dispose]();
     throw get.attempt.ended(get.what) ??
