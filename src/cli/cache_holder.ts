@@ -9,7 +9,7 @@ import type { ServiceConfig } from "../service/config.ts";
 import { openRegistry } from "../service/registry.ts";
 import { fileInfo } from "../layer/files.ts";
 import type { CacheManager } from "../source/cache/manage.ts";
-import { stateDirOf } from "../source/cache/pool.ts";
+import { stateDirOf } from "../source/cache/directory.ts";
 import { createSources } from "../source/sources.ts";
 
 /** Says a warning on stderr, but not that another process has the cache. */

@@ -11,7 +11,7 @@ import type { SourceSet } from "../sources.ts";
 import { limitsOf } from "./evict.ts";
 import { sha256Of } from "./digest.ts";
 import { openStore, presentUnits } from "./file.ts";
-import { isDigest, type PoolFile } from "./pool.ts";
+import { isDigest, type PoolFile } from "./directory.ts";
 import { loadSaved, removeSaved } from "./state.ts";
 import { countBits } from "./units.ts";
 

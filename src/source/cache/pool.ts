@@ -7,8 +7,14 @@
  *
  * @module
  */
-import { closeFd, flock, LOCK, O, openFd } from "../../../ffi/engine.ts";
 import type { OwnedBlob } from "./blob.ts";
+import {
+  createHolder,
+  isDigest,
+  type PoolFile,
+  stateDirOf,
+  walk,
+} from "./directory.ts";
 import { evictionNeed, evictOldest, limitsOf, type Victim } from "./evict.ts";
 import { removeSaved } from "./state.ts";
 
@@ -31,18 +37,6 @@ export interface PoolOptions {
   onEviction: (report: EvictionReport) => void;
   /** the directory is held from now on */
   onHold: () => void;
-}
-
-/** A file of the directory. */
-export interface PoolFile {
-  name: string;
-  path: string;
-  /** bytes allocated */
-  bytes: number;
-  /** bytes to its end */
-  length: number;
-  /** ms since 1970 */
-  lastUsed: number;
 }
 
 /** See the module's comment. */
@@ -84,52 +78,9 @@ const REST_MS = 200;
 const ROOM = 64 << 20;
 const PIN = ".pin";
 const STATE = ".presence";
-const BLOCK = 512;
-
-/** Names that the cache gives: `sha256:` and hex digits. */
-export function isDigest(name: string): boolean {
-  return /^[a-z0-9]+:[0-9a-f]{32,}$/.test(name);
-}
-
-/** Where what is known of a cache directory is kept. */
-export function stateDirOf(dir: string): string {
-  return `${dir.replace(/\/+$/, "")}.state`;
-}
 
 function why(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
-}
-
-/** Everything below a directory that takes space. */
-async function walk(dir: string, below = ""): Promise<PoolFile[]> {
-  const files: PoolFile[] = [];
-  try {
-    for await (const { name, isDirectory } of Deno.readDir(dir)) {
-      const path = `${dir}/${name}`;
-      if (isDirectory) {
-        files.push(...await walk(path, `${below}${name}/`));
-        continue;
-      }
-      try {
-        const info = await Deno.lstat(path);
-        files.push({
-          name: `${below}${name}`,
-          path,
-          bytes: (info.blocks ?? 0) * BLOCK,
-          length: info.size,
-          lastUsed: Math.max(
-            info.mtime?.getTime() ?? 0,
-            info.atime?.getTime() ?? 0,
-          ),
-        });
-      } catch {
-        // Gone since.
-      }
-    }
-  } catch {
-    // Gone, or not to be read: nothing that can be evicted.
-  }
-  return files;
 }
 
 /** Makes the pool of a directory; nothing is touched yet. */
@@ -138,8 +89,7 @@ export function createPool(options: PoolOptions): Pool {
   const stateDir = stateDirOf(dir);
   const statePath = (name: string) => `${stateDir}/${name}${STATE}`;
   const open = new Map<string, OwnedBlob | undefined>();
-  let lock: { fd: number; inode: number | null } | undefined;
-  let saidHeld = false;
+  const holder = createHolder({ ...options, stateDir });
   let pinned: Set<string> | undefined;
   // Allocated as far as it is known: counted anew by every pass.
   let used = 0;
@@ -149,56 +99,6 @@ export function createPool(options: PoolOptions): Pool {
   let soon: Timer | undefined;
   let room: Promise<void> | undefined;
 
-  const unlock = () => {
-    if (lock !== undefined) closeFd(lock.fd);
-    lock = undefined;
-  };
-  const hold = (): boolean => {
-    try {
-      // Somebody may have removed the directory that is held.
-      if (lock !== undefined) {
-        const info = Deno.statSync(dir);
-        if (info.ino === lock.inode) return true;
-      }
-    } catch {
-      // Made anew below.
-    }
-    unlock();
-    let fd: number | undefined;
-    try {
-      Deno.mkdirSync(dir, { recursive: true, mode: 0o755 });
-      fd = openFd(dir, O.RDONLY);
-      if (flock(fd, LOCK.EX | LOCK.NB)) {
-        lock = { fd, inode: Deno.statSync(dir).ino };
-        saidHeld = false;
-        makeStateDir();
-        options.onHold();
-        return true;
-      }
-      if (!saidHeld) {
-        log(`WARNING another process uses the cache ${dir}, reading past it`);
-      }
-    } catch (error) {
-      if (!saidHeld) {
-        log(
-          `WARNING cannot use the cache ${dir}, reading past it: ${why(error)}`,
-        );
-      }
-    }
-    saidHeld = true;
-    if (fd !== undefined) closeFd(fd);
-    return false;
-  };
-  const makeStateDir = () => {
-    try {
-      Deno.mkdirSync(stateDir, { recursive: true, mode: 0o700 });
-    } catch (error) {
-      log(
-        `WARNING cannot use ${stateDir}: ${why(error)}: what the cache holds ` +
-          "is told by its files alone",
-      );
-    }
-  };
   const pins = (): Set<string> => {
     if (pinned !== undefined) return pinned;
     pinned = new Set();
@@ -329,7 +229,7 @@ export function createPool(options: PoolOptions): Pool {
   return {
     dir,
     stateDir,
-    hold,
+    hold: holder.hold,
     statePath,
     opening: (name) => void open.set(name, undefined),
     opened(name, blob) {
@@ -374,7 +274,7 @@ export function createPool(options: PoolOptions): Pool {
     free,
     close() {
       stop();
-      unlock();
+      holder.release();
     },
   };
 }
