@@ -5,6 +5,7 @@
  *
  * @module
  */
+import pLimit from "p-limit";
 import { type AttachError, HBA, HOST } from "../device/tcmu/configfs.ts";
 import type { TcmuDevices } from "../device/tcmu/devices.ts";
 import type { Disk } from "../device/tcmu/disk.ts";
@@ -15,6 +16,12 @@ import { attach, detach } from "./attach.ts";
 import type { DeviceKind } from "./devices.ts";
 import { RequestError } from "./refusal.ts";
 import type { ServedImage, Service } from "./service.ts";
+
+/**
+ * Writing to configfs waits, on one of the process's blocking threads, for
+ * what this same process does on others: it must not have all of them.
+ */
+const limit = pLimit(4);
 
 /** A device as `overlaybd detach` is told it. */
 function idOf({ hba, name }: UioDevice): string {
@@ -47,10 +54,11 @@ export function tcmuKind(
     async attach({ path, devId }) {
       const config = devId === "" ? path : `${path};${devId}`;
       const { signal } = new AbortController();
-      const made = await attach(HOST, { config, id: undefined, signal, log })
-        .catch((error) => {
-          throw refused(error);
-        });
+      const made = await limit(() =>
+        attach(HOST, { config, id: undefined, signal, log })
+      ).catch((error) => {
+        throw refused(error);
+      });
       const served = service.images().find((image) =>
         image.transport === "tcmu" && image.devId === devId &&
         fullPath(image.path) === made.config
@@ -61,7 +69,7 @@ export function tcmuKind(
     async detach(served) {
       const found = find(served);
       if (found === undefined) return;
-      await detach(HOST, idOf(found.uio), log).catch((error) => {
+      await limit(() => detach(HOST, idOf(found.uio), log)).catch((error) => {
         throw refused(error);
       });
     },
