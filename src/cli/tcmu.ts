@@ -5,7 +5,7 @@
  * @module
  */
 import { openAudit } from "../service/audit.ts";
-import { loadServiceConfig } from "../service/config.ts";
+import { configLines, loadServiceConfig } from "../service/config.ts";
 import { openLog } from "../service/log.ts";
 import { watchReload } from "../service/reload.ts";
 import { createService } from "../service/service.ts";
@@ -38,7 +38,7 @@ export async function run(
   };
   const loaded = await loadServiceConfig(args.service_config).catch(refuse);
   using log = tried(() => openLog(loaded.config.logConfig), refuse);
-  log.info(`using config ${loaded.path}`);
+  for (const line of configLines(loaded)) log.info(line);
   for (const warning of loaded.warnings) log.warn(warning);
   using audit = openAudit(loaded.config, log);
   const service = tried(

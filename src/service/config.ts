@@ -240,3 +240,32 @@ export async function readServiceConfig(
 ): Promise<ServiceConfig> {
   return (await loadServiceConfig(path)).config;
 }
+
+/** What the service logs of its configuration when it starts (section 4). */
+export function configLines({ path, config }: LoadedConfig): string[] {
+  const { logConfig, cacheConfig, certConfig } = config;
+  const group = (members: Readonly<Record<string, unknown>>) =>
+    Object.entries(members).map(([name, value]) => `[${name}=${value}]`)
+      .join("");
+  return [
+    `using config ${path}`,
+    `set log_level: ${logConfig.logLevel}`,
+    `set log_path: ${logConfig.logPath}`,
+    `log config: ${
+      group({
+        log_size_MB: logConfig.logSizeMB,
+        log_rotate_num: logConfig.logRotateNum,
+        format: logConfig.format,
+      })
+    }`,
+    `cache config: ${
+      group({
+        cache_type: cacheConfig.cacheType,
+        cache_dir: cacheConfig.cacheDir,
+        cache_size_GB: cacheConfig.cacheSizeGB,
+        refill_size: cacheConfig.refillSize,
+      })
+    }`,
+    `create registryfs with cafile:${certConfig.caFile}, version:${config.registryFsVersion}`,
+  ];
+}

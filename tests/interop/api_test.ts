@@ -452,3 +452,32 @@ Deno.test("the configuration is read again: what counts at once, what later", as
   match(server.said(), said);
   equal((await ask(server.api, "GET", "/healthz")).status, 200);
 });
+
+Deno.test("two servers on one port: neither starts, and it is said which", async () => {
+  using dir = tempDir();
+  await using other = await service(dir, {}, "127.0.0.1:0");
+  const { port } = new URL(other.api);
+  const refusal = (config: Record<string, unknown>, listen: string) => {
+    const path = dir.file("second.json");
+    Deno.writeTextFileSync(path, JSON.stringify(config));
+    return startServer(dir.file("nbd2.sock"), [], {
+      args: ["--listen", listen, "--service_config_path", path],
+    });
+  };
+  await rejects(
+    refusal({}, `127.0.0.1:${port}`),
+    (error) => error instanceof ServeError && /in use/.test(error.stderr),
+  );
+  // The metrics have the port: the API of the same service has not.
+  await rejects(
+    refusal(
+      { exporterConfig: { enable: true, port: Number(port) } },
+      dir.file("api2.sock"),
+    ),
+    (error) =>
+      error instanceof ServeError &&
+      /metrics exporter: exporterConfig 127.0.0.1:\d+: /.test(error.stderr),
+  );
+  equal((await ask(other.api, "GET", "/healthz")).status, 200);
+  ok(![...Deno.readDirSync(dir.path)].some(({ name }) => name === "nbd2.sock"));
+});

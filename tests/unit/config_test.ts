@@ -2,7 +2,7 @@
 // The service's configuration: spec/service-config.md, sections 3 and 8.
 import { deepStrictEqual as equal, throws } from "node:assert/strict";
 import { ConfigError } from "../../src/image/config.ts";
-import { parseServiceConfig } from "../../src/service/config.ts";
+import { configLines, parseServiceConfig } from "../../src/service/config.ts";
 import { ROOT, tempDir, tool } from "../lib/env.ts";
 
 const parse = (value: unknown) => parseServiceConfig(value, "o.json");
@@ -197,4 +197,23 @@ Deno.test("config check and config show", async () => {
     `overlaybd config: cannot use ${path}: ioEngine: unknown io_engine: 3\n`,
   );
   equal((await tool("overlaybd", ["config", "look"])).code, 105);
+});
+
+Deno.test("the start's lines say what counts", () => {
+  const loaded = parseServiceConfig({
+    logLevel: 2,
+    logPath: "",
+    registryCacheDir: "/c",
+    registryCacheSizeGB: 9,
+    cacheConfig: { refillSize: 65536 },
+  }, "/etc/overlaybd/overlaybd.json");
+  equal(configLines(loaded), [
+    "using config /etc/overlaybd/overlaybd.json",
+    "set log_level: 2",
+    "set log_path: ",
+    "log config: [log_size_MB=10][log_rotate_num=3][format=text]",
+    "cache config: [cache_type=file][cache_dir=/c][cache_size_GB=9]" +
+    "[refill_size=65536]",
+    "create registryfs with cafile:, version:v2",
+  ]);
 });
