@@ -25,7 +25,8 @@ export const SERVICE_FIELDS: Meanings = {
     "Bytes fetched at once: a power of two from 4096. Counts with the older keys too.",
   "cacheConfig.blockSize":
     "Bytes; 4096 to 65536. Of the original's `ocf` only.",
-  "gzipCacheConfig.enable": "Keep decompressed data of turboOCI layers.",
+  "gzipCacheConfig.enable":
+    "Keep decompressed data of turboOCI layers; without effect while those cannot be opened.",
   "gzipCacheConfig.cacheDir": "Where.",
   "gzipCacheConfig.cacheSizeGB": "GiB.",
   "gzipCacheConfig.refillSize": "Bytes decompressed at once.",
@@ -42,7 +43,7 @@ export const SERVICE_FIELDS: Meanings = {
   "credentialConfig.server_ca_path":
     "PEM: the only authorities that the credential service is checked with.",
   ioEngine:
-    "0: buffered reads; 1: local read-only layers are read with O_DIRECT; 2: as 0.",
+    "0: buffered reads; 1: local read-only layers are read with O_DIRECT, and where their file system has none, with buffers and a line in the log; 2: as 0.",
   logLevel:
     "0 debug, 1 info, 2 warning, 3 error, 4 to 6 nothing but those. Older form of `logConfig.logLevel`; counts while `logConfig.logPath` is empty.",
   logPath:
