@@ -31,25 +31,13 @@ import {
 import { EngineError } from "../../ffi/errors.ts";
 import { MAX_RECORDS } from "../format/lsmt.ts";
 import { sealUpper, unsealUpper } from "../layer/commit.ts";
-import { fileInfo } from "../layer/files.ts";
 import { openLayer } from "../layer/open.ts";
-import { emptyUpper, type OpenUpper, openUpper } from "../layer/upper.ts";
-import {
-  decodeImageConfig,
-  type ImageConfig,
-  intentPath,
-  readConfigBytes,
-} from "./config.ts";
+import { emptyUpper, type OpenUpper } from "../layer/upper.ts";
+import type { ImageConfig } from "./config.ts";
 import type { OpenImage } from "./image.ts";
 import type { OpenLower } from "./lowers.ts";
-import { type Intent, writeIntent } from "./intent.ts";
-import {
-  checkSuccessor,
-  configuredUpper,
-  isSameFile,
-  sealedFile,
-  SnapshotError,
-} from "./successor.ts";
+import { prepare, type Prepared } from "./prepare.ts";
+import { isSameFile, sealedFile, SnapshotError } from "./successor.ts";
 import { buildViewAsync } from "./view.ts";
 
 /** How long changes may be held up for one attempt to switch. */
@@ -72,101 +60,8 @@ export interface SnapshotReport {
   warnings: string[];
 }
 
-/** A snapshot before the switch. */
-interface Prepared {
-  old: OpenUpper;
-  upper: OpenUpper;
-  next: ImageConfig;
-  intent: Intent;
-}
-
 function reason(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
-}
-
-/**
- * The upper of which a snapshot can be taken.
- *
- * @throws {SnapshotError} there is none
- */
-function currentUpper({ stack, readonly }: OpenImage): OpenUpper {
-  const { upper, lowers, frozen } = stack;
-  if (readonly || upper === undefined) {
-    throw new SnapshotError("the device is read-only");
-  }
-  if (lowers.length === 0) throw new SnapshotError("the image has no lowers");
-  if (frozen !== undefined) {
-    throw new SnapshotError(
-      "an earlier snapshot could not be ended: opening the image again " +
-        "finishes it",
-    );
-  }
-  return upper;
-}
-
-/** No file may serve twice. */
-function checkFiles(old: OpenUpper, next: ImageConfig): void {
-  const { data, index } = configuredUpper(next, "the new config");
-  if (fileInfo(index) === undefined) {
-    throw new SnapshotError(`the new upper's index ${index} does not exist`);
-  }
-  const taken = [old.paths.data, old.paths.index];
-  for (const path of [data, index]) {
-    const same = taken.find((other) => isSameFile(path, other));
-    if (same !== undefined) {
-      throw new SnapshotError(`the new upper's ${path} is in use as ${same}`);
-    }
-    taken.push(path);
-  }
-}
-
-async function openFresh(
-  next: ImageConfig,
-  virtualSize: bigint,
-): Promise<OpenUpper> {
-  const files = configuredUpper(next, "the new config");
-  const upper = await openUpper({
-    ...files,
-    readonly: false,
-    inheritedSize: virtualSize,
-  });
-  if (upper.report.records > 0) {
-    upper.close();
-    throw new SnapshotError(`the new upper ${files.data} is not empty`);
-  }
-  if (upper.virtualSize < virtualSize) {
-    upper.close();
-    throw new SnapshotError(
-      `the new upper has a disk of ${upper.virtualSize} bytes, less than the ` +
-        `device's ${virtualSize}`,
-    );
-  }
-  return upper;
-}
-
-/** Everything that can fail without a trace. */
-async function prepare(
-  image: OpenImage,
-  path: string,
-  newPath: string,
-): Promise<Prepared> {
-  const old = currentUpper(image);
-  if (newPath === path || newPath === intentPath(path)) {
-    throw new SnapshotError(`${newPath} cannot be the new config's name`);
-  }
-  const bytes = await readConfigBytes(newPath);
-  const next = decodeImageConfig(bytes, newPath);
-  checkSuccessor(image.config, next);
-  checkFiles(old, next);
-  const upper = await openFresh(next, image.stack.virtualSize);
-  try {
-    await syncUpper(old.upper);
-    const intent = await writeIntent(path, newPath, bytes);
-    return { old, upper, next, intent };
-  } catch (error) {
-    upper.close();
-    throw error;
-  }
 }
 
 /** Switches changes to the new upper; returns the pause in microseconds. */
@@ -311,24 +206,41 @@ async function complete(
   }
 }
 
-/** Shows what is on disk now. */
+/** What was done only says so from here on. */
+function attempt(work: () => void): string[] {
+  try {
+    work();
+    return [];
+  } catch (error) {
+    return [reason(error)];
+  }
+}
+
+/** The disk is as large as its new upper. */
+function growTo({ stack, device, grown }: OpenImage, size: bigint): void {
+  if (size <= stack.virtualSize) return;
+  resizeDevice(device, size);
+  stack.virtualSize = size;
+  for (const tell of grown) tell(size);
+}
+
+/** Shows what is on disk now; returns what could not be done. */
 function adopt(
   image: OpenImage,
   { old, upper, next }: Prepared,
   { sealed, view }: { sealed: OpenLower; view: View },
-): void {
+): string[] {
   const { stack, device } = image;
   image.view.replace(view, () => settleDevice(device, { how: "sealed", view }));
   stack.lowers.push(sealed);
   stack.upper = upper;
   image.config = next;
-  flock(old.dataFd, LOCK.SH | LOCK.NB);
-  old.close();
   const size = upper.virtualSize - upper.virtualSize % 512n;
-  if (size <= stack.virtualSize) return;
-  resizeDevice(device, size);
-  stack.virtualSize = size;
-  for (const tell of image.grown) tell(size);
+  return [
+    ...attempt(() => flock(old.dataFd, LOCK.SH | LOCK.NB)),
+    ...attempt(() => old.close()),
+    ...attempt(() => growTo(image, size)),
+  ];
 }
 
 async function take(
@@ -346,13 +258,11 @@ async function take(
     throw error;
   }
   image.snapshotPauseUs = pauseUs;
-  adopt(image, prepared, await complete(image, prepared));
-  const warnings: string[] = [];
-  try {
-    unlinkPath(newPath);
-  } catch (error) {
-    warnings.push(`cannot remove ${newPath}: ${reason(error)}`);
-  }
+  const done = await complete(image, prepared);
+  const warnings = [
+    ...adopt(image, prepared, done),
+    ...attempt(() => unlinkPath(newPath)),
+  ];
   return { pauseUs, warnings };
 }
 
