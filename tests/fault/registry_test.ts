@@ -43,6 +43,35 @@ Deno.test("registry: the first range brings bytes and size, connections are kept
   );
 });
 
+Deno.test("registry: the user agent of the configuration, and of an empty one", async () => {
+  for (const [userAgent, sent] of [["mine/1", "mine/1"], ["", "overlaybd"]]) {
+    await withServer(
+      (asked) => answerRange(asked, BLOB),
+      async (blob, server) => {
+        await blob.size();
+        assert.equal(server.asked[0]?.headers["user-agent"], sent);
+      },
+      { userAgent: userAgent ?? "" },
+    );
+  }
+});
+
+Deno.test("registry: a challenge and a redirect keep their connections", async () => {
+  await using store = await startFake((asked) => answerRange(asked, BLOB));
+  await withServer((asked) => {
+    if (asked.url === "/t") return asked.response.end('{"token": "t"}');
+    return asked.headers.authorization === undefined
+      ? answerStatus(asked, 401, { "www-authenticate": 'Bearer realm="/t"' })
+      : answerStatus(asked, 307, { location: `${store.origin}/x` });
+  }, async (blob, server) => {
+    await read(blob, 0, 10);
+    await read(blob, 10, 10);
+    assert.equal(server.asked.length, 3);
+    assert.equal(new Set(server.asked.map(({ port }) => port)).size, 1);
+    assert.equal(new Set(store.asked.map(({ port }) => port)).size, 1);
+  });
+});
+
 Deno.test("registry: a range is read in pieces of any size", async () => {
   await withServer((asked) => answerRange(asked, BLOB), async (blob) => {
     const body = await blob.range(1000, 200_000);
