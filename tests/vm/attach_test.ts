@@ -16,4 +16,7 @@ for (const kernel of KERNELS) {
   const some = (only: string) => main ? options : { ...options, only };
   await guestTests("attach.sh", some("again and again"));
   await guestTests("daemon.sh", some("kill -9 under"));
+  if (!main) continue;
+  await guestTests("disk.sh", options);
+  await guestTests("fabric.sh", options);
 }

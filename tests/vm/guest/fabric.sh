@@ -51,9 +51,10 @@ vhost() {
 	mkdir -p $port/lun/lun_0
 	echo naa.5001405000000002 >$port/nexus
 	ln -s "$DEVICE" $port/lun/lun_0/vol1
-	echo NULL >$port/nexus || :
 	rm $port/lun/lun_0/vol1
-	rmdir $port/lun/lun_0 $port ${port%/*}
+	rmdir $port/lun/lun_0
+	echo NULL >$port/nexus
+	rmdir $port ${port%/*}
 }
 check "vhost-scsi over the same device: the steps of configfs" vhost
 rmdir "$DEVICE"
@@ -91,7 +92,7 @@ speed() {
 		before=$(jiffies)
 		b=$(iops "$ours" $rw)
 		cpu=$(($(jiffies) - before))
-		say "$rw 4k qd16: null backstore $a/s, ours $b/s," \
+		echo "$rw 4k qd16: null backstore $a/s, ours $b/s," \
 			"$(awk -v a="$a" -v b="$b" 'BEGIN { printf "%.2f", b / a }') of it;" \
 			"daemon's CPU $(awk -v j="$cpu" -v n="$((b * SECS))" \
 				'BEGIN { printf "%.0f us", j * 10000 / (n + 1) }') per request" |
