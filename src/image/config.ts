@@ -6,7 +6,7 @@
  */
 import * as z from "zod/mini";
 import { EngineError, errnoText } from "../../ffi/errors.ts";
-import { followLinks, linkInfo, readWhole } from "../layer/files.ts";
+import { fileInfo, followLinks, linkInfo, readWhole } from "../layer/files.ts";
 
 /** A configuration cannot be used; the message names file, key and value. */
 export class ConfigError extends Error {
@@ -180,6 +180,20 @@ export function decodeImageConfig(
   return parseImageConfig(value, path);
 }
 
+/** Bytes: more than 255 layers can take. */
+const MAX_CONFIG = 16 << 20;
+
+/** A name that a request gives may be of something without an end. */
+function refuseEndless(path: string): void {
+  const info = fileInfo(path);
+  if (info?.isCharDevice === true || (info?.size ?? 0) > MAX_CONFIG) {
+    throw new ConfigError(
+      `cannot read image config ${path}: expected a file of at most ` +
+        `${MAX_CONFIG} bytes`,
+    );
+  }
+}
+
 /**
  * All bytes of an image's configuration.
  *
@@ -189,8 +203,10 @@ export async function readConfigBytes(
   path: string,
 ): Promise<Uint8Array<ArrayBuffer>> {
   try {
+    refuseEndless(path);
     return await readWhole(path);
   } catch (cause) {
+    if (cause instanceof ConfigError) throw cause;
     const why = cause instanceof EngineError
       ? errnoText(cause.errno)
       : String(cause);

@@ -104,6 +104,10 @@ export async function prepare(
   if (newPath === path || newPath === intentPath(path)) {
     throw new SnapshotError(`${newPath} cannot be the new config's name`);
   }
+  const info = fileInfo(newPath);
+  if (info !== undefined && !info.isFile) {
+    throw new SnapshotError(`${newPath} is no regular file`);
+  }
   const bytes = await readConfigBytes(newPath);
   const next = decodeImageConfig(bytes, newPath);
   checkSuccessor(image.config, next);

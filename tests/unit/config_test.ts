@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The service's configuration: spec/service-config.md, sections 3 and 8.
-import { deepStrictEqual as equal, throws } from "node:assert/strict";
-import { ConfigError } from "../../src/image/config.ts";
+import { deepStrictEqual as equal, rejects, throws } from "node:assert/strict";
+import { ConfigError, readImageConfig } from "../../src/image/config.ts";
 import { configLines, parseServiceConfig } from "../../src/service/config.ts";
 import { ROOT, tempDir, tool } from "../lib/env.ts";
 
@@ -216,4 +216,11 @@ Deno.test("the start's lines say what counts", () => {
     "[refill_size=65536]",
     "create registryfs with cafile:, version:v2",
   ]);
+});
+
+Deno.test("an image config without an end is refused, not read", async () => {
+  await rejects(
+    readImageConfig("/dev/zero"),
+    /cannot read image config \/dev\/zero: expected a file of at most/,
+  );
 });

@@ -199,6 +199,24 @@ const REFUSED: Record<string, [Spoil, RegExp]> = {
     (_, next) => Deno.writeTextFileSync(next, "{"),
     /cannot parse image config/,
   ],
+  "a new config that is a directory": [
+    (_, next) => {
+      Deno.removeSync(next);
+      Deno.mkdirSync(next);
+    },
+    /is no regular file/,
+  ],
+  "a new config that never ends": [
+    (_, next) => {
+      Deno.removeSync(next);
+      Deno.symlinkSync("/dev/zero", next);
+    },
+    /is no regular file/,
+  ],
+  "a new config that is huge": [
+    (_, next) => Deno.truncateSync(next, (16 << 20) + 1),
+    /expected a file of at most 16777216 bytes/,
+  ],
   "a new config without an upper": [
     (_, __, edit) => edit((config) => delete config.upper),
     /the new config has no upper/,
