@@ -300,7 +300,7 @@ install: build
 
 # What they hold is what `make install` lays out, without a configuration.
 deb tarball: build
-	@BUILD=$(BUILD) DENO=$(DENO) scripts/package.sh $@
+	@BUILD=$(BUILD) DENO=$(DENO) PACK=$(PACK) scripts/package.sh $@
 
 # Tables that come from the code.
 docs: $(DENO)

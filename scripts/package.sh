@@ -16,6 +16,8 @@ aarch64) arch=arm64 ;;
 *) arch=$(uname -m) ;;
 esac
 : "${SOURCE_DATE_EPOCH:?is set by make}"
+# A release is small, everything else is made fast.
+if [ "${PACK:-9}" -gt 15 ]; then level=9; else level=1; fi
 
 stage=$BUILD/package/root
 rm -rf "$BUILD/package"
@@ -57,7 +59,7 @@ deb() {
 			>"$control/$script"
 		chmod 0755 "$control/$script"
 	done
-	dpkg-deb --root-owner-group -Zzstd -z9 --build "$stage" "$out" >/dev/null
+	dpkg-deb --root-owner-group -Zzstd -z$level --build "$stage" "$out" >/dev/null
 	echo "$out"
 }
 
@@ -65,7 +67,7 @@ tarball() {
 	local out=$BUILD/overlaybd-$version-linux-$arch.tar.gz
 	tar -C "$stage" --sort=name --owner=0 --group=0 --numeric-owner \
 		--mtime="@$SOURCE_DATE_EPOCH" --format=gnu -cf - . |
-		gzip -6n >"$out.tmp"
+		gzip -"${level}n" >"$out.tmp"
 	mv "$out.tmp" "$out"
 	echo "$out"
 }
