@@ -26,10 +26,26 @@ function defaultNbd(args: Args<"serve">, byRequest: boolean): string {
   return path;
 }
 
+/** What the default file enables, the host's daemon answers. */
+function withoutServers(config: ServiceConfig): ServiceConfig {
+  const enable = false;
+  return {
+    ...config,
+    apiConfig: { ...config.apiConfig, enable },
+    exporterConfig: { ...config.exporterConfig, enable },
+    serviceConfig: { ...config.serviceConfig, enable },
+  };
+}
+
 /** Runs `overlaybd serve [--listen ADDR] [--nbd ADDR] [CONFIG[;dev_id]...]`. */
 export async function run(args: Args<"serve">): Promise<number> {
   using interrupt = watchSignals();
-  const loaded = await loadServiceConfig(args.serviceConfig);
+  const found = await loadServiceConfig(args.serviceConfig);
+  // Nothing said at all: a service for `overlaybd ctl`.
+  const bare = args.config.length === 0 && args.nbd === undefined;
+  const loaded = args.serviceConfig !== undefined || bare
+    ? found
+    : { ...found, config: withoutServers(found.config) };
   const WARN = 2;
   const sink = Deno.env.has("JOURNAL_STREAM") ? stderrSink() : plainSink();
   using log = createLog(sink, args.verbose ? 1 : WARN);
@@ -47,8 +63,6 @@ export async function run(args: Args<"serve">): Promise<number> {
     audit,
     openAudit: openOwnAudit,
   });
-  // Nothing said at all: a service for `overlaybd ctl`.
-  const bare = args.config.length === 0 && args.nbd === undefined;
   const listen = args.listen ??
     (bare ? loaded.config.apiConfig.address : undefined);
   const byRequest = listen !== undefined || loaded.config.apiConfig.enable;

@@ -3,7 +3,7 @@
 // XDG directories for everybody else.
 import { deepStrictEqual as equal, match } from "node:assert/strict";
 import { defaultPaths } from "../../src/service/paths.ts";
-import { run, tempDir, toolCommand } from "../lib/env.ts";
+import { mustRun, mustTool, run, tempDir, toolCommand } from "../lib/env.ts";
 
 function of(uid: number, variables: Record<string, string>) {
   return defaultPaths(uid, (name) => variables[name]);
@@ -75,5 +75,51 @@ Deno.test({
       ended.stderr,
       new RegExp(`cannot reach the API at ${dir.path}/overlaybd/api.sock: `),
     );
+  },
+});
+
+Deno.test({
+  name: "what the default file enables is the daemon's: `serve --nbd` starts " +
+    "beside it (needs root)",
+  ignore: Deno.uid() !== 0,
+  async fn() {
+    using dir = tempDir();
+    await mustTool("overlaybd", [
+      "create",
+      dir.file("d"),
+      dir.file("i"),
+      "1",
+    ]);
+    Deno.writeTextFileSync(
+      dir.file("c.json"),
+      JSON.stringify({ upper: { data: dir.file("d"), index: dir.file("i") } }),
+    );
+    Deno.mkdirSync(dir.file("overlaybd"));
+    Deno.writeTextFileSync(
+      dir.file("overlaybd/overlaybd.json"),
+      JSON.stringify({ apiConfig: { enable: true, address: "/no/api.sock" } }),
+    );
+    await mustRun("chown", ["-R", "65534", dir.path]);
+    const call = toolCommand("overlaybd", [
+      ...["serve", "--nbd", dir.file("nbd"), dir.file("c.json")],
+    ]);
+    const child = new Deno.Command("setpriv", {
+      args: ["--reuid=65534", "--clear-groups", call.command, ...call.args],
+      env: {
+        ...call.env,
+        HOME: dir.path,
+        XDG_CONFIG_HOME: dir.path,
+        XDG_CACHE_HOME: dir.file("cache"),
+      },
+      stdin: "null",
+      stdout: "piped",
+      stderr: "null",
+    }).spawn();
+    const lines = child.stdout.pipeThrough(new TextDecoderStream());
+    for await (const text of lines) {
+      match(text, /^ready /);
+      child.kill("SIGTERM");
+    }
+    equal((await child.status).code, 0);
   },
 });
