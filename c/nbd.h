@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * nbd.h - what nbd.c (server), nbd_negotiate.c and nbd_transmit.c share.
+ * nbd.h - what nbd.c (server and exports), nbd_conn.c, nbd_output.c,
+ * nbd_negotiate.c and nbd_transmit.c share.
  * Names and numbers are the NBD protocol's (its doc/proto.md).
  *
  * A connection belongs to one worker, which alone reads its socket, takes
@@ -147,18 +148,30 @@ static inline void put64(void *p, uint64_t v)
 	memcpy(p, &v, 8);
 }
 
-/* ---- nbd.c ----------------------------------------------------------- */
+/* ---- nbd_output.c ---------------------------------------------------- */
 
 /* A slot with a data area of `bytes` (0: none); NULL: out of memory. */
 OBD_HIDDEN struct nbd_slot *nbd_slot_new(struct nbd_conn *conn,
 					 uint32_t bytes);
 OBD_HIDDEN void nbd_slot_free(struct nbd_slot *slot);
+/* Frees what is kept of free slots and data areas. */
+OBD_HIDDEN void nbd_free_cache(struct nbd_conn *conn);
 /* Queues head and data of a slot to be sent; nbd_send() sends. */
 OBD_HIDDEN void nbd_queue(struct nbd_slot *slot);
 OBD_HIDDEN void nbd_send(struct nbd_conn *conn);
+/* Frees what is queued, sent or not. */
+OBD_HIDDEN void nbd_drop_output(struct nbd_conn *conn);
+
+/* ---- nbd_conn.c ------------------------------------------------------ */
+
+/* Takes fd over, also on failure. */
+OBD_HIDDEN void nbd_conn_new(struct obd_nbd *nbd, int fd);
 /* Ends every turn, with conn->lock held: sends, says what epoll is to watch
  * for, unlocks; frees a connection that is over. */
 OBD_HIDDEN void nbd_settle(struct nbd_conn *conn);
+
+/* ---- nbd.c ----------------------------------------------------------- */
+
 /* The connection has chosen its export. -ENOENT: it is going. */
 OBD_HIDDEN int nbd_attach(struct nbd_conn *conn, struct nbd_export *export);
 /* A reference on the export called name; the first for length 0; NULL:
@@ -166,10 +179,14 @@ OBD_HIDDEN int nbd_attach(struct nbd_conn *conn, struct nbd_export *export);
 OBD_HIDDEN struct nbd_export *nbd_find(struct obd_nbd *nbd, const void *name,
 				       uint32_t length);
 OBD_HIDDEN void nbd_export_put(struct nbd_export *export);
+/* The caller has set flushing and counted it, and holds no lock. */
+OBD_HIDDEN void nbd_start_flush(struct nbd_export *export);
+
+/* ---- nbd_negotiate.c, nbd_transmit.c --------------------------------- */
+
 /* Transmission flags of an export, as both ways to choose it send them. */
 OBD_HIDDEN uint16_t nbd_export_flags(const struct nbd_export *export,
 				     bool structured);
-
 /* Both eat what they can of conn->in.  1: go on, 0: more input is needed
  * (or, in transmission, free slots), -errno: close. */
 OBD_HIDDEN int nbd_negotiate(struct nbd_conn *conn);
