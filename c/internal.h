@@ -10,9 +10,8 @@
  *   index.c lookup.c merge.c map.c
  *   source.c upper.c view.c device.c push.c request.c miss.c trace.c
  *   wake.c    waking TypeScript
- *   netlink.c ring.c scsi.c         TCMU (tcmu.h)
- *   plane.c   epoll workers
- *   nbd.c nbd_conn.c nbd_output.c nbd_negotiate.c nbd_transmit.c   NBD (nbd.h)
+ *   netlink.c scsi.c ring*.c        TCMU (tcmu.h, ring.h)
+ *   plane.c   epoll workers         nbd*.c  NBD (nbd.h)
  */
 #ifndef OBD_INTERNAL_H
 #define OBD_INTERNAL_H

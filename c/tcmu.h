@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * tcmu.h - what netlink.c, ring.c and scsi.c show to each other and to
+ * tcmu.h - what netlink.c, scsi.c and the ring show to each other and to
  * their tests (spec tcmu).
  */
 #ifndef OBD_TCMU_H
