@@ -6,12 +6,14 @@
 #
 # Variables: BUILD= another build directory; PACK= zstd level of the runtime
 # inside the executable (19 for releases); DENORT=real Deno's own base
-# runtime; FUZZ_SECONDS= a target; DESTDIR= and PREFIX= for install.
+# runtime; FUZZ_SECONDS= a target of fuzz and soak (TEST_FUZZ_SECONDS= of
+# test); DESTDIR= and PREFIX= for install.
 
 BUILD := build
 PACK := 9
 DENORT :=
 FUZZ_SECONDS := 60
+TEST_FUZZ_SECONDS := 20
 # Where things go is a variable of the environment or of make: PREFIX,
 # SYSCONFDIR and others, see scripts/install.sh.
 export DESTDIR PREFIX SYSCONFDIR BINDIR UNITDIR SHAREDIR MANDIR DOCDIR
@@ -273,7 +275,7 @@ aarch64: $(C_SOURCES:c/%.c=$(BUILD)/aarch64/%.o)
 
 # ---- whole-product targets -------------------------------------------------
 test: setup
-	@BUILD=$(BUILD) FUZZ_SECONDS=$(FUZZ_SECONDS) tests/run.sh
+	@BUILD=$(BUILD) FUZZ_SECONDS=$(TEST_FUZZ_SECONDS) tests/run.sh
 
 demo: setup build
 	@OVERLAYBD_BIN=$(abspath $(EXE)) scripts/demo.sh
@@ -291,9 +293,11 @@ $(BUILD)/nbd_load: tests/bench/nbd_load.c
 bench: setup build $(BUILD)/libbench.so $(BUILD)/nbd_load
 	@OVERLAYBD_BIN=$(abspath $(EXE)) $(DENO) run -A tests/bench/bench.ts
 
-soak: setup build
+# The long counts: also of tests that `make test` runs short.
+soak: setup build fuzz
 	@OVERLAYBD_BIN=$(abspath $(EXE)) OVERLAYBD_SOAK=1 \
-		$(DENO) test -A tests/soak tests/vm
+		$(DENO) test -A tests/soak tests/unit/image_fs_test.ts \
+		tests/interop/api_fuzz_test.ts tests/vm
 
 install: build
 	@BUILD=$(BUILD) DENO=$(DENO) scripts/install.sh
