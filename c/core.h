@@ -151,6 +151,7 @@ struct obd_upper {
 	uint64_t data_end;           /* where the next data goes */
 	_Atomic uint64_t data_done;  /* end of the data that is written */
 	bool unmarked;               /* a mark must precede our records */
+	bool marked;                 /* found so, and nothing came since */
 	bool untrimmed;              /* the index file is longer than that */
 
 	/* Sparse.  order: shared by writers of whole or present blocks,

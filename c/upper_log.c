@@ -229,8 +229,10 @@ int obd_log_load(struct obd_upper *upper, struct obd_upper_report *report)
 	upper->data_end = report->data_end;
 	upper->data_done = l.end * OBD_SECTOR;
 	upper->unmarked = !l.count || l.last_mark != l.count - 1;
-	/* Records that nobody vouches for yet: a flush has work to do. */
-	upper->changes = l.count && upper->unmarked;
+	upper->marked = !upper->unmarked;
+	/* Who wrote the records may have died before they were on disk, even
+	 * between a mark and the sync behind it: a flush has work to do. */
+	upper->changes = l.count > 0;
 	return 0;
 }
 
@@ -304,8 +306,9 @@ int obd_log_prepare(struct obd_upper *upper)
 	return err;
 }
 
-/* Reserves the mark's place.  A full disk has no room for it: the flush
- * goes on without, for it is the syncs that make data durable. */
+/* Reserves the mark's place, unless there is one already and nothing behind
+ * it.  A full disk has no room for it: the flush goes on without, for it is
+ * the syncs that make data durable. */
 static int reserve_mark(struct obd_upper *upper, uint64_t *slot,
 			uint64_t *end, uint64_t *covered)
 {
@@ -317,14 +320,15 @@ static int reserve_mark(struct obd_upper *upper, uint64_t *slot,
 	*covered = atomic_load(&upper->changes);
 	*end = atomic_load(&upper->data_done) / OBD_SECTOR;
 	err = trim_index(upper);
-	if (!err)
+	if (!err && !upper->marked) {
 		err = put_index(upper, &padding, RECORD, upper->index_end);
-	if (!err) {
-		*slot = upper->index_end;
-		upper->index_end += RECORD;
-	} else {
-		upper->untrimmed = true;
+		if (!err) {
+			*slot = upper->index_end;
+			upper->index_end += RECORD;
+		}
 	}
+	if (err)
+		upper->untrimmed = true;
 	pthread_mutex_unlock(&upper->append);
 	return err == -ENOSPC || err == -EDQUOT ? 0 : err;
 }
@@ -364,6 +368,7 @@ static int append_records(struct obd_upper *upper,
 
 	if (err)
 		return err;
+	upper->marked = false;
 	err = put_index(upper, rec, n * RECORD, upper->index_end);
 	while (!err && done < n) {
 		err = obd_upper_map(upper, untagged(rec[done]));

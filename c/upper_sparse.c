@@ -226,6 +226,8 @@ int obd_sparse_load(struct obd_upper *upper, struct obd_upper_report *report)
 		err = prepare_writing(upper);
 	report->records = obd_map_count(upper->map);
 	report->data_end = limit;
+	/* What was written before may not be on disk yet. */
+	upper->changes = 1;
 	return err;
 }
 

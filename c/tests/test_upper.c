@@ -581,11 +581,40 @@ static void found_records_without_a_mark_are_flushed(void)
 	CHECK_EQ(index_records(&l), 2);
 	CHECK(mark_is(index_record(&l, 1), 16));
 	log_close(&l);
-	/* Found with its mark, there is nothing to do, nor to mark first. */
+	/* Found with its mark, it needs no other one, nor one to begin with. */
 	CHECK_EQ(log_open(&l, 0, SIZE), 0);
 	CHECK_EQ(l.report.marks, 1);
 	CHECK_EQ(obd_upper_sync(l.upper), 0);
 	CHECK_EQ(index_records(&l), 2);
+	log_free(&l);
+}
+
+static uint64_t syncs_of(const struct trace *t, int fd)
+{
+	uint64_t i, n = 0;
+
+	for (i = 0; i < t->count; i++)
+		n += event_is(&t->events[i], "sync", fd);
+	return n;
+}
+
+/* Whoever wrote it may have been killed before the index was on disk. */
+static void a_found_mark_is_synced_by_the_first_flush(void)
+{
+	struct obd_record rec[] = {
+		rec_make(0, 8, 8, false, 0), { OBD_INVALID_LBA, 16 },
+	};
+	struct log l = log_found(8, rec, 2);
+	struct trace t;
+
+	CHECK_EQ(log_open(&l, 0, SIZE), 0);
+	trace_start(&t);
+	CHECK_EQ(obd_upper_sync(l.upper), 0);
+	CHECK_EQ(obd_upper_sync(l.upper), 0);
+	trace_stop(&t);
+	CHECK_EQ(syncs_of(&t, l.index), 1);
+	CHECK_EQ(index_records(&l), 2);
+	free(t.events);
 	log_free(&l);
 }
 
@@ -1320,16 +1349,28 @@ static void a_sparse_flush_syncs_the_data_once(void)
 	struct sparse s = sparse_new(empty_view(SIZE), SIZE);
 	uint8_t buf[4096] = { 1 };
 	struct trace t;
-	uint64_t i, syncs = 0;
 
 	trace_start(&t);
 	CHECK_EQ(obd_device_write(s.dev, buf, 4096, 0), 0);
 	CHECK_EQ(obd_device_flush(s.dev), 0);
 	CHECK_EQ(obd_device_flush(s.dev), 0);
 	trace_stop(&t);
-	for (i = 0; i < t.count; i++)
-		syncs += event_is(&t.events[i], "sync", s.data);
-	CHECK_EQ(syncs, 1);
+	CHECK_EQ(syncs_of(&t, s.data), 1);
+	free(t.events);
+	sparse_free(&s);
+}
+
+/* Whoever wrote it may have been killed before it was on disk. */
+static void a_found_sparse_layer_is_synced_by_the_first_flush(void)
+{
+	struct sparse s = sparse_new(empty_view(SIZE), SIZE);
+	struct trace t;
+
+	trace_start(&t);
+	CHECK_EQ(obd_device_flush(s.dev), 0);
+	CHECK_EQ(obd_device_flush(s.dev), 0);
+	trace_stop(&t);
+	CHECK_EQ(syncs_of(&t, s.data), 1);
 	free(t.events);
 	sparse_free(&s);
 }
@@ -1463,6 +1504,7 @@ int main(void)
 	RUN(a_record_into_a_hole_is_cut_behind_a_mark_only);
 	RUN(too_many_records_and_too_short_files_are_rejected);
 	RUN(a_flush_syncs_data_then_marks_then_syncs_the_index);
+	RUN(a_found_mark_is_synced_by_the_first_flush);
 	RUN(found_records_without_a_mark_are_flushed);
 	RUN(fua_is_on_disk_when_it_is_answered);
 	RUN(marks_vouch_only_for_what_their_sync_covered);
@@ -1482,6 +1524,7 @@ int main(void)
 	RUN(writers_of_one_block_do_not_undo_each_other);
 	RUN(what_a_sparse_layer_cannot_be_is_refused);
 	RUN(a_sparse_flush_syncs_the_data_once);
+	RUN(a_found_sparse_layer_is_synced_by_the_first_flush);
 	RUN(sparse_layers_of_the_original_read_right);
 	RUN(the_original_s_sparse_file_reads_as_it_reads_it);
 	RUN(the_same_operations_of_ours_read_as_they_were_meant);
