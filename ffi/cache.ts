@@ -1,12 +1,76 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What a cache file needs of the C library beyond plain files.
+ * Cache sources: remote blobs kept in sparse files, present unit by unit.
  *
  * @module
  */
-import { type Bytes, type Source, u64 } from "./engine.ts";
 import { check } from "./errors.ts";
+import {
+  type Bytes,
+  handle,
+  slot,
+  type Source,
+  type U64,
+  u64,
+} from "./handle.ts";
 import { lib } from "./library.ts";
+
+/** A remote blob kept in a sparse file, absent until {@linkcode fill}. */
+export function cacheSource(
+  fd: number,
+  size: U64,
+  unit: number,
+  id: U64,
+): Source {
+  const out = slot();
+  check(
+    lib.obd_source_cache(fd, u64(size), unit, u64(id), out),
+    "cannot use a cache file",
+  );
+  return handle("source", out, lib.obd_source_unref);
+}
+
+/** Units of a cache are there (`errno` 0) or could not be fetched. */
+export function fill(
+  cache: Source,
+  first: U64,
+  count: U64,
+  errno = 0,
+): void {
+  check(
+    lib.obd_source_fill(cache.pointer, u64(first), u64(count), 0 - errno),
+    `cannot fill units ${first}+${count}`,
+  );
+}
+
+export function evict(cache: Source, first: U64, count: U64): void {
+  check(
+    lib.obd_source_evict(cache.pointer, u64(first), u64(count)),
+    `cannot evict units ${first}+${count}`,
+  );
+}
+
+export function getBitmap(cache: Source, bits: Bytes): void {
+  check(
+    lib.obd_source_bitmap_get(
+      cache.pointer,
+      bits,
+      BigInt(bits.byteLength),
+    ),
+    "cannot read the bitmap",
+  );
+}
+
+export function setBitmap(cache: Source, bits: Bytes): void {
+  check(
+    lib.obd_source_bitmap_set(
+      cache.pointer,
+      bits,
+      BigInt(bits.byteLength),
+    ),
+    "cannot set the bitmap",
+  );
+}
 
 /** Shows bytes [base, base + size) of a cache source alone. */
 export function windowSource(
@@ -41,15 +105,5 @@ export function takeUsed(cache: Source, bits: Bytes): void {
   check(
     lib.obd_source_used(cache.pointer, bits, BigInt(bits.byteLength)),
     "cannot tell which units were read",
-  );
-}
-
-const PUNCH_HOLE_KEEP_SIZE = 3;
-
-/** Gives the space of a range back. */
-export function punchFd(fd: number, at: number, length: number): void {
-  check(
-    lib.obd_io_allocate(fd, PUNCH_HOLE_KEEP_SIZE, BigInt(at), BigInt(length)),
-    `cannot punch a hole at ${at}`,
   );
 }

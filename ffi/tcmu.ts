@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { type Device, type U64, u64 } from "./engine.ts";
+import { type Device, type U64, u64 } from "./handle.ts";
 import { check } from "./errors.ts";
 import { cstring, lib } from "./library.ts";
 

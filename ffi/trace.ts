@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Device } from "./engine.ts";
+import type { Device } from "./handle.ts";
 import { check } from "./errors.ts";
 import { lib } from "./library.ts";
 

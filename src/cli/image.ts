@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { pwriteFd } from "../../ffi/engine.ts";
+import { pwriteFd } from "../../ffi/files.ts";
 import { parsePlatform, resolveImage } from "../image/resolve.ts";
 import { fullPath } from "../layer/files.ts";
 import { createOutput } from "../layer/output.ts";

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { snapshotUpper, upperSource } from "../../ffi/engine.ts";
+import { snapshotUpper, upperSource } from "../../ffi/upper.ts";
 import { readImageConfig } from "../image/config.ts";
 import type { OpenStack } from "../image/image.ts";
 import { type MergeLayer, mergeLayers } from "../layer/merge.ts";

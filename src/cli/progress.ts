@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Progress } from "../../ffi/engine.ts";
+import type { Progress } from "../../ffi/pipelines.ts";
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { listenFd, portOfFd, unlinkPath } from "../../ffi/engine.ts";
+import { listenFd, portOfFd, unlinkPath } from "../../ffi/files.ts";
 import { fullPath, linkInfo } from "../layer/files.ts";
 
 /** Where to listen. */

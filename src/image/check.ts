@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { JobOptions } from "../../ffi/engine.ts";
+import type { JobOptions } from "../../ffi/pipelines.ts";
 import { checkLayer, type Finding } from "../layer/check.ts";
 import { dataLowers, type ImageConfig, type LowerConfig } from "./config.ts";
 import { hasUpper, openStack } from "./image.ts";

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { JobOptions } from "../../ffi/engine.ts";
+import type { JobOptions } from "../../ffi/pipelines.ts";
 import type { Disk } from "./disk.ts";
 
 /** Bytes [offset, offset + length) are not the same. */

@@ -5,19 +5,21 @@
  * @module
  */
 import {
-  type Bytes,
-  closeFd,
   type Extent,
   extents,
   newDevice,
-  newView,
+  readDeviceSync,
+} from "../../ffi/device.ts";
+import {
+  closeFd,
   O,
   openFd,
   preadFd,
-  readDeviceSync,
   seekFd,
   sizeOfFd,
-} from "../../ffi/engine.ts";
+} from "../../ffi/files.ts";
+import type { Bytes } from "../../ffi/handle.ts";
+import { newView } from "../../ffi/view.ts";
 import { looksLikeLayer, type OpenLayer, openLayer } from "../layer/open.ts";
 import { readImageConfig } from "./config.ts";
 import { openImage } from "./image.ts";

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { unlinkPath } from "../../ffi/engine.ts";
+import { unlinkPath } from "../../ffi/files.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { fileInfo } from "../layer/files.ts";
 import { openLayer } from "../layer/open.ts";

@@ -6,7 +6,6 @@
  * @module
  */
 import {
-  type Bytes,
   closeFd,
   flock,
   LOCK,
@@ -16,7 +15,8 @@ import {
   renamePath,
   syncFd,
   truncateFd,
-} from "../../ffi/engine.ts";
+} from "../../ffi/files.ts";
+import type { Bytes } from "../../ffi/handle.ts";
 import type { CachedBlob } from "../source/cache/blob.ts";
 import { sha256Of } from "../source/cache/digest.ts";
 import { presentUnits } from "../source/cache/file.ts";

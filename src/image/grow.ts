@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { resizeDevice } from "../../ffi/engine.ts";
+import { resizeDevice } from "../../ffi/device.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { setUpperSize } from "../layer/resize.ts";
 import type { OpenImage } from "./image.ts";

@@ -6,12 +6,8 @@
  * @module
  */
 import pLimit from "p-limit";
-import {
-  closeDevice,
-  type Device,
-  flushDevice,
-  newDevice,
-} from "../../ffi/engine.ts";
+import { closeDevice, flushDevice, newDevice } from "../../ffi/device.ts";
+import type { Device } from "../../ffi/handle.ts";
 import type { OpenLayer } from "../layer/open.ts";
 import { type OpenUpper, openUpper } from "../layer/upper.ts";
 import {

@@ -24,7 +24,7 @@ import {
   pwriteFd,
   renamePath,
   unlinkPath,
-} from "../../ffi/engine.ts";
+} from "../../ffi/files.ts";
 import { sealUpper } from "../layer/commit.ts";
 import {
   directoryOf,

@@ -5,14 +5,9 @@
  *
  * @module
  */
-import {
-  closeDevice,
-  lookup,
-  mergeIndexes,
-  newDevice,
-  newView,
-  readDevice,
-} from "../../ffi/engine.ts";
+import { closeDevice, newDevice, readDevice } from "../../ffi/device.ts";
+import { lookup, mergeIndexes } from "../../ffi/index.ts";
+import { newView } from "../../ffi/view.ts";
 import { FormatError } from "../format/error.ts";
 import { parseRecords } from "../format/lsmt.ts";
 import type { OpenLower } from "./lowers.ts";

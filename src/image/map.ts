@@ -4,13 +4,9 @@
  *
  * @module
  */
-import {
-  type Index,
-  indexCount,
-  indexRecords,
-  mergeIndexes,
-  snapshotUpper,
-} from "../../ffi/engine.ts";
+import type { Index } from "../../ffi/handle.ts";
+import { indexCount, indexRecords, mergeIndexes } from "../../ffi/index.ts";
+import { snapshotUpper } from "../../ffi/upper.ts";
 import { parseRecords } from "../format/lsmt.ts";
 import type { OpenStack } from "./image.ts";
 

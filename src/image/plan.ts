@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { sourceSize, zfileBlock } from "../../ffi/engine.ts";
+import { sourceSize, zfileBlock } from "../../ffi/sources.ts";
 import type { CachedBlob } from "../source/cache/blob.ts";
 import type { OpenLower } from "./lowers.ts";
 

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { crc32c } from "../../ffi/engine.ts";
+import { crc32c } from "../../ffi/crc32c.ts";
 import { isTrace, parseTrace } from "../format/trace.ts";
 import { fileInfo, readWhole } from "../layer/files.ts";
 import type { CachedBlob } from "../source/cache/blob.ts";

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { syncUpper } from "../../ffi/engine.ts";
+import { syncUpper } from "../../ffi/upper.ts";
 import { fileInfo } from "../layer/files.ts";
 import { type OpenUpper, openUpper } from "../layer/upper.ts";
 import {

@@ -5,17 +5,17 @@
  *
  * @module
  */
+import { crc32c } from "../../ffi/crc32c.ts";
 import {
   closeFd,
-  crc32c,
-  type Device,
   O,
   openFd,
   pwriteFd,
   syncFd,
   truncateFd,
   unlinkPath,
-} from "../../ffi/engine.ts";
+} from "../../ffi/files.ts";
+import type { Device } from "../../ffi/handle.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import {
   startTrace,

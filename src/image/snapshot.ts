@@ -14,20 +14,11 @@
  *
  * @module
  */
-import {
-  flock,
-  LOCK,
-  popUpper,
-  pushUpper,
-  resizeDevice,
-  settleDevice,
-  type Source,
-  syncUpper,
-  unlinkPath,
-  upperBusy,
-  upperSource,
-  type View,
-} from "../../ffi/engine.ts";
+import { resizeDevice } from "../../ffi/device.ts";
+import { flock, LOCK, unlinkPath } from "../../ffi/files.ts";
+import type { Source, View } from "../../ffi/handle.ts";
+import { popUpper, pushUpper, settleDevice } from "../../ffi/push.ts";
+import { syncUpper, upperBusy, upperSource } from "../../ffi/upper.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { MAX_RECORDS } from "../format/lsmt.ts";
 import { sealUpper, unsealUpper } from "../layer/commit.ts";

@@ -5,16 +5,10 @@
  *
  * @module
  */
-import {
-  type Device,
-  mergeIndexes,
-  mergeIndexesAsync,
-  newIndex,
-  newView,
-  swapView,
-  type View,
-  viewBusy,
-} from "../../ffi/engine.ts";
+import { swapView } from "../../ffi/device.ts";
+import type { Device, View } from "../../ffi/handle.ts";
+import { mergeIndexes, mergeIndexesAsync, newIndex } from "../../ffi/index.ts";
+import { newView, viewBusy } from "../../ffi/view.ts";
 import type { OpenLayer } from "../layer/open.ts";
 
 /** How often it is looked whether the last request has left a view. */

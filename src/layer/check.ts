@@ -4,16 +4,10 @@
  *
  * @module
  */
-import {
-  type Bytes,
-  crc32c,
-  type JobOptions,
-  readSource,
-  type Source,
-  sourceSize,
-  verify,
-  zfileBlock,
-} from "../../ffi/engine.ts";
+import { crc32c } from "../../ffi/crc32c.ts";
+import type { Bytes, Source } from "../../ffi/handle.ts";
+import { type JobOptions, verify } from "../../ffi/pipelines.ts";
+import { readSource, sourceSize, zfileBlock } from "../../ffi/sources.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { FormatError } from "../format/error.ts";
 import {

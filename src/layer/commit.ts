@@ -6,19 +6,20 @@
  * @module
  */
 import {
-  type Index,
-  indexCount,
   preadFd,
   pwriteFd,
   sizeOfFd,
-  snapshotUpper,
-  snapshotUpperAsync,
-  type Source,
   syncFd,
   truncateFd,
+} from "../../ffi/files.ts";
+import type { Index, Source } from "../../ffi/handle.ts";
+import { indexCount } from "../../ffi/index.ts";
+import { writeIndex } from "../../ffi/pipelines.ts";
+import {
+  snapshotUpper,
+  snapshotUpperAsync,
   upperSource,
-  writeIndex,
-} from "../../ffi/engine.ts";
+} from "../../ffi/upper.ts";
 import {
   BLOCK_SIZE,
   encodeLsmtBlock,

@@ -13,7 +13,7 @@ import {
   sizeOfFd,
   truncateFd,
   unlinkPath,
-} from "../../ffi/engine.ts";
+} from "../../ffi/files.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import {
   BLOCK_SIZE,

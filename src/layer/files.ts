@@ -5,7 +5,7 @@
  *
  * @module
  */
-import type { Bytes } from "../../ffi/engine.ts";
+import type { Bytes } from "../../ffi/handle.ts";
 import { EngineError } from "../../ffi/errors.ts";
 
 const EIO = 5;

@@ -6,18 +6,15 @@
  *
  * @module
  */
+import { closeFd, O, openFd } from "../../ffi/files.ts";
+import type { Index, Source } from "../../ffi/handle.ts";
 import {
-  closeFd,
-  fileSource,
-  type Index,
   indexCount,
   indexRecords,
   mergeIndexes,
   newIndex,
-  O,
-  openFd,
-  type Source,
-} from "../../ffi/engine.ts";
+} from "../../ffi/index.ts";
+import { fileSource } from "../../ffi/sources.ts";
 import { type LsmtRecord, MAX_RECORDS, parseRecords } from "../format/lsmt.ts";
 
 /** A layer below the one that is committed. */

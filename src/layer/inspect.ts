@@ -4,19 +4,10 @@
  *
  * @module
  */
-import {
-  closeFd,
-  type Index,
-  indexCount,
-  indexRecords,
-  O,
-  openFd,
-  preadFd,
-  readSource,
-  sizeOfFd,
-  type Source,
-  sourceSize,
-} from "../../ffi/engine.ts";
+import { closeFd, O, openFd, preadFd, sizeOfFd } from "../../ffi/files.ts";
+import type { Index, Source } from "../../ffi/handle.ts";
+import { indexCount, indexRecords } from "../../ffi/index.ts";
+import { readSource, sourceSize } from "../../ffi/sources.ts";
 import { FormatError } from "../format/error.ts";
 import {
   BLOCK_SIZE,

@@ -4,15 +4,14 @@
  *
  * @module
  */
+import type { Index, Source } from "../../ffi/handle.ts";
 import {
-  type Index,
   indexCount,
   indexRecords,
   mergeIndexes,
   newIndex,
   RECORD_SIZE,
-  type Source,
-} from "../../ffi/engine.ts";
+} from "../../ffi/index.ts";
 import { isUuid, NIL_UUID, normalizeUuid } from "../format/uuid.ts";
 import {
   needsFolding,

@@ -5,28 +5,24 @@
  *
  * @module
  */
+import { crc32c } from "../../ffi/crc32c.ts";
+import { closeFd, O, openFd, preadFd, sizeOfFd } from "../../ffi/files.ts";
+import type { Bytes, Index, Source } from "../../ffi/handle.ts";
 import {
   BadIndexError,
   type BadReason,
-  type Bytes,
-  closeFd,
-  crc32c,
+  loadIndex,
+  RECORD_SIZE,
+} from "../../ffi/index.ts";
+import {
   directSource,
   fileSource,
-  type Index,
-  loadIndex,
-  O,
-  openFd,
-  preadFd,
   readSource,
-  RECORD_SIZE,
-  sizeOfFd,
-  type Source,
   sourceSize,
   zfileBlock,
   type ZfileInfo,
   zfileSource,
-} from "../../ffi/engine.ts";
+} from "../../ffi/sources.ts";
 import { EngineError, errnoText } from "../../ffi/errors.ts";
 import { FormatError } from "../format/error.ts";
 import {

@@ -14,7 +14,7 @@ import {
   syncFd,
   truncateFd,
   unlinkPath,
-} from "../../ffi/engine.ts";
+} from "../../ffi/files.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import {
   directoryOf,

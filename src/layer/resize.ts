@@ -13,7 +13,7 @@ import {
   sizeOfFd,
   syncFd,
   truncateFd,
-} from "../../ffi/engine.ts";
+} from "../../ffi/files.ts";
 import { BLOCK_SIZE } from "../format/lsmt.ts";
 import { openUpper, VIRTUAL_SIZE_AT, writeVirtualSize } from "./upper.ts";
 import { LayerError } from "./write.ts";

@@ -6,21 +6,23 @@
  * @module
  */
 import {
-  BadIndexError,
   closeFd,
   flock,
   LOCK,
   O,
   openFd,
-  openUpper as openEngineUpper,
   preadFd,
   pwriteFd,
   sizeOfFd,
   syncFd,
   truncateFd,
-  type Upper,
+} from "../../ffi/files.ts";
+import type { Upper } from "../../ffi/handle.ts";
+import { BadIndexError } from "../../ffi/index.ts";
+import {
+  openUpper as openEngineUpper,
   type UpperReport,
-} from "../../ffi/engine.ts";
+} from "../../ffi/upper.ts";
 import { FormatError } from "../format/error.ts";
 import {
   BLOCK_SIZE,

@@ -4,18 +4,17 @@
  *
  * @module
  */
+import { pwriteFd } from "../../ffi/files.ts";
+import type { Index, Source } from "../../ffi/handle.ts";
 import {
-  ALGO,
-  type Index,
   type JobOptions,
   newPlan,
   type Output,
-  pwriteFd,
-  type Source,
   writePlan,
   type ZfileParams,
   type ZfileResult,
-} from "../../ffi/engine.ts";
+} from "../../ffi/pipelines.ts";
+import { ALGO } from "../../ffi/sources.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import {
   encodeLsmtBlock,

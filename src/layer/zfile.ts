@@ -4,15 +4,13 @@
  *
  * @module
  */
+import { closeFd, O, openFd } from "../../ffi/files.ts";
 import {
-  closeFd,
   compress,
   extract,
   type JobOptions,
-  O,
-  openFd,
   verify,
-} from "../../ffi/engine.ts";
+} from "../../ffi/pipelines.ts";
 import { FormatError } from "../format/error.ts";
 import { fileInfo } from "./files.ts";
 import { unwrapFile } from "./open.ts";

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { flushDevice } from "../../ffi/engine.ts";
+import { flushDevice } from "../../ffi/device.ts";
 import type { SnapshotReport } from "../image/snapshot.ts";
 import { RequestError } from "./refusal.ts";
 import { resizeServed } from "./resize.ts";

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { renamePath } from "../../ffi/engine.ts";
+import { renamePath } from "../../ffi/files.ts";
 
 /** Where lines go. */
 export interface LineFile extends Disposable {

@@ -5,12 +5,12 @@
  * @module
  */
 import {
-  type Device,
   type DeviceStats,
   deviceStats,
   deviceTimes,
   type ReadTimes,
-} from "../../ffi/engine.ts";
+} from "../../ffi/device.ts";
+import type { Device } from "../../ffi/handle.ts";
 import { VERSION } from "../format/version.ts";
 import type { Counters, Histogram } from "./counters.ts";
 import type { Meters, Metric } from "./metrics.ts";

@@ -6,11 +6,11 @@
  * @module
  */
 import {
-  type Device,
   type DeviceStats,
   deviceStats,
   deviceTimes,
-} from "../../ffi/engine.ts";
+} from "../../ffi/device.ts";
+import type { Device } from "../../ffi/handle.ts";
 import type { Meter } from "./metrics.ts";
 
 type Times = ReturnType<typeof deviceTimes>;

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { renamePath } from "../../ffi/engine.ts";
+import { renamePath } from "../../ffi/files.ts";
 import { ImageError } from "../image/error.ts";
 import { fileInfo } from "../layer/files.ts";
 

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { endWaiting } from "../../ffi/engine.ts";
+import { endWaiting } from "../../ffi/device.ts";
 import type { Address } from "../device/listen.ts";
 import { type RunningServer, startNbdServer } from "../device/nbd/server.ts";
 import { ImageError } from "../image/error.ts";

@@ -5,7 +5,8 @@
  *
  * @module
  */
-import { closeFd, type Device, raiseNofile } from "../../ffi/engine.ts";
+import { closeFd, raiseNofile } from "../../ffi/files.ts";
+import type { Device } from "../../ffi/handle.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import {
   closeNetlink,

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { deviceStats } from "../../ffi/engine.ts";
+import { deviceStats } from "../../ffi/device.ts";
 import { netlinkStats } from "../../ffi/tcmu.ts";
 import type { TcmuDevices } from "../device/tcmu/devices.ts";
 import type { Disk } from "../device/tcmu/disk.ts";

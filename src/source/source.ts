@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Bytes } from "../../ffi/engine.ts";
+import type { Bytes } from "../../ffi/handle.ts";
 
 /** Why a blob cannot be read, as the symbol of an errno. */
 export type SourceCode =

@@ -7,7 +7,7 @@
  */
 import { closeSync, openSync, readSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { readDevice } from "../../ffi/engine.ts";
+import { readDevice } from "../../ffi/device.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
 import { openImage } from "../../src/image/image.ts";
 import { createPace } from "../../src/image/pace.ts";

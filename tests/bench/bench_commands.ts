@@ -7,7 +7,7 @@
 import { spawnSync } from "node:child_process";
 import { readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { zfileBlock } from "../../ffi/engine.ts";
+import { zfileBlock } from "../../ffi/sources.ts";
 import { commitLayer } from "../../src/layer/commit.ts";
 import { openLayer } from "../../src/layer/open.ts";
 import { extractFile } from "../../src/layer/zfile.ts";

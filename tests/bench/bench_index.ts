@@ -7,19 +7,18 @@
 import { spawnSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { crc32c } from "../../ffi/crc32c.ts";
+import { O, openFd } from "../../ffi/files.ts";
+import type { Index } from "../../ffi/handle.ts";
 import {
-  crc32c,
-  fileSource,
-  type Index,
   indexCount,
   loadIndex,
   lookupMany,
   mergeIndexes,
   newIndex,
-  O,
-  openFd,
   RECORD_SIZE,
-} from "../../ffi/engine.ts";
+} from "../../ffi/index.ts";
+import { fileSource } from "../../ffi/sources.ts";
 import { lib } from "../../ffi/library.ts";
 import { pairs, random, type Result } from "./measure.ts";
 import { reference } from "./reference.ts";

@@ -5,14 +5,9 @@
  * @module
  */
 import { join } from "node:path";
-import {
-  closeFd,
-  O,
-  openFd,
-  readDeviceMany,
-  sizeOfFd,
-  zfileBlock,
-} from "../../ffi/engine.ts";
+import { readDeviceMany } from "../../ffi/device.ts";
+import { closeFd, O, openFd, sizeOfFd } from "../../ffi/files.ts";
+import { zfileBlock } from "../../ffi/sources.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
 import { type OpenImage, openImage } from "../../src/image/image.ts";
 import type { OpenLayer } from "../../src/layer/open.ts";

@@ -6,11 +6,8 @@
  */
 import { join } from "node:path";
 import { writeFileSync } from "node:fs";
-import {
-  snapshotUpper,
-  writeDeviceAsync,
-  zeroDevice,
-} from "../../ffi/engine.ts";
+import { writeDeviceAsync, zeroDevice } from "../../ffi/device.ts";
+import { snapshotUpper } from "../../ffi/upper.ts";
 import { readImageConfig } from "../../src/image/config.ts";
 import { type OpenImage, openImage } from "../../src/image/image.ts";
 import { snapshotImage } from "../../src/image/snapshot.ts";

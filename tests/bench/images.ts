@@ -6,7 +6,7 @@
  */
 import { join } from "node:path";
 import { writeFileSync } from "node:fs";
-import { flushDevice, readDeviceSync, writeDevice } from "../../ffi/engine.ts";
+import { flushDevice, readDeviceSync, writeDevice } from "../../ffi/device.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
 import { openImage } from "../../src/image/image.ts";
 import { commitLayer } from "../../src/layer/commit.ts";

@@ -6,13 +6,9 @@
  * @module
  */
 import assert from "node:assert/strict";
-import {
-  type Bytes,
-  closeFd,
-  O,
-  openFd,
-  readDevice,
-} from "../../ffi/engine.ts";
+import { readDevice } from "../../ffi/device.ts";
+import { closeFd, O, openFd } from "../../ffi/files.ts";
+import type { Bytes } from "../../ffi/handle.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
 import { openImage } from "../../src/image/image.ts";

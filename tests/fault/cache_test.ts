@@ -9,16 +9,16 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { linkSync } from "node:fs";
 import {
-  type Bytes,
   closeFd,
   faultIo,
   IO,
   O,
   openFd,
   pwriteFd,
-  readSource,
   truncateFd,
-} from "../../ffi/engine.ts";
+} from "../../ffi/files.ts";
+import type { Bytes } from "../../ffi/handle.ts";
+import { readSource } from "../../ffi/sources.ts";
 import { lib } from "../../ffi/library.ts";
 import { openStore, presentUnits } from "../../src/source/cache/file.ts";
 import { hasBit } from "../../src/source/cache/units.ts";

@@ -7,7 +7,7 @@
  */
 import { equal, fail, ok } from "node:assert/strict";
 import { existsSync } from "node:fs";
-import { traceIo } from "../../ffi/engine.ts";
+import { traceIo } from "../../ffi/files.ts";
 import { commitLayer, sealLayer } from "../../src/layer/commit.ts";
 import { resizeUpper } from "../../src/layer/resize.ts";
 import { run, sha256, type TempDir, tempDir } from "../lib/env.ts";

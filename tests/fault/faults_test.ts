@@ -13,7 +13,7 @@ import {
   throws,
 } from "node:assert/strict";
 import { EngineError } from "../../ffi/errors.ts";
-import { faultIo, IO } from "../../ffi/engine.ts";
+import { faultIo, IO } from "../../ffi/files.ts";
 import {
   type Ended,
   have,

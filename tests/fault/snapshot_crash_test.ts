@@ -10,10 +10,10 @@ import {
   discardDevice,
   flushDevice,
   readDeviceSync,
-  traceIo,
   writeDevice,
   zeroDevice,
-} from "../../ffi/engine.ts";
+} from "../../ffi/device.ts";
+import { traceIo } from "../../ffi/files.ts";
 import { readImageConfig } from "../../src/image/config.ts";
 import { openImage } from "../../src/image/image.ts";
 import { finishSnapshot } from "../../src/image/intent.ts";

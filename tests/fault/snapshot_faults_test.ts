@@ -7,12 +7,11 @@
 import { deepEqual, equal, match, ok } from "node:assert/strict";
 import { existsSync } from "node:fs";
 import {
-  faultIo,
   flushDevice,
-  IO,
   readDeviceSync,
   writeDeviceAsync,
-} from "../../ffi/engine.ts";
+} from "../../ffi/device.ts";
+import { faultIo, IO } from "../../ffi/files.ts";
 import { readImageConfig } from "../../src/image/config.ts";
 import { type OpenImage, openImage } from "../../src/image/image.ts";
 import { finishSnapshot } from "../../src/image/intent.ts";

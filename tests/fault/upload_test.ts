@@ -6,7 +6,7 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { closeFd, O, openFd } from "../../ffi/engine.ts";
+import { closeFd, O, openFd } from "../../ffi/files.ts";
 import { createRegistryClient } from "../../src/source/registry/client.ts";
 import { uploadBlob } from "../../src/source/registry/upload.ts";
 import { type SourceCode, SourceError } from "../../src/source/source.ts";

@@ -6,7 +6,7 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { closeFd, O, openFd, pwriteFd } from "../../ffi/engine.ts";
+import { closeFd, O, openFd, pwriteFd } from "../../ffi/files.ts";
 import { mustTool, sha256File, tempDir, tool } from "../lib/env.ts";
 import { makeLayer, serveBlob } from "../lib/remote.ts";
 import { startServer } from "../lib/server.ts";

@@ -8,7 +8,8 @@
  */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
-import { faultIo, IO, writeDevice } from "../../ffi/engine.ts";
+import { writeDevice } from "../../ffi/device.ts";
+import { faultIo, IO } from "../../ffi/files.ts";
 import type { OpenImage } from "../../src/image/image.ts";
 import type { ImageAudit } from "../../src/image/log.ts";
 import { snapshotImage } from "../../src/image/snapshot.ts";

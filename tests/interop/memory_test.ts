@@ -5,7 +5,7 @@
  */
 import { ok } from "node:assert/strict";
 import { readFileSync, truncateSync, writeFileSync } from "node:fs";
-import { flushDevice, writeDevice } from "../../ffi/engine.ts";
+import { flushDevice, writeDevice } from "../../ffi/device.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
 import { openImage } from "../../src/image/image.ts";
 import { commitLayer } from "../../src/layer/commit.ts";

@@ -7,13 +7,9 @@
  */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
-import {
-  crc32c,
-  deviceStats,
-  faultIo,
-  IO,
-  readDeviceSync,
-} from "../../ffi/engine.ts";
+import { crc32c } from "../../ffi/crc32c.ts";
+import { deviceStats, readDeviceSync } from "../../ffi/device.ts";
+import { faultIo, IO } from "../../ffi/files.ts";
 import {
   encodeTraceHeader,
   encodeTraceRecords,

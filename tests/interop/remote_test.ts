@@ -6,16 +6,9 @@
  * @module
  */
 import assert from "node:assert/strict";
-import {
-  type Bytes,
-  closeFd,
-  faultIo,
-  IO,
-  O,
-  openFd,
-  pwriteFd,
-  readDevice,
-} from "../../ffi/engine.ts";
+import { readDevice } from "../../ffi/device.ts";
+import { closeFd, faultIo, IO, O, openFd, pwriteFd } from "../../ffi/files.ts";
+import type { Bytes } from "../../ffi/handle.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
 import { ImageError } from "../../src/image/error.ts";
 import { openImage } from "../../src/image/image.ts";

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { readDevice } from "../../ffi/engine.ts";
+import { readDevice } from "../../ffi/device.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
 import {
   type OpenImage,

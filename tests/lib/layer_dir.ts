@@ -5,7 +5,7 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { closeFd, O, openFd } from "../../ffi/engine.ts";
+import { closeFd, O, openFd } from "../../ffi/files.ts";
 import type { DownloadConfig } from "../../src/image/config.ts";
 import { presentUnits } from "../../src/source/cache/file.ts";
 import {

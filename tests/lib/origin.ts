@@ -5,14 +5,10 @@
  *
  * @module
  */
-import {
-  type Bytes,
-  closeDevice,
-  newDevice,
-  newIndex,
-  newView,
-  readDevice,
-} from "../../ffi/engine.ts";
+import { closeDevice, newDevice, readDevice } from "../../ffi/device.ts";
+import type { Bytes } from "../../ffi/handle.ts";
+import { newIndex } from "../../ffi/index.ts";
+import { newView } from "../../ffi/view.ts";
 import type { CachedBlob } from "../../src/source/cache/blob.ts";
 import {
   type Blob,

@@ -5,7 +5,6 @@
  * @module
  */
 import {
-  type Bytes,
   discardDevice,
   type Extent,
   extents,
@@ -13,7 +12,8 @@ import {
   readDeviceSync,
   writeDevice,
   zeroDevice,
-} from "../../ffi/engine.ts";
+} from "../../ffi/device.ts";
+import type { Bytes } from "../../ffi/handle.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
 import { openImage } from "../../src/image/image.ts";
 import { createUpper } from "../../src/layer/create.ts";

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Bytes } from "../../ffi/engine.ts";
+import type { Bytes } from "../../ffi/handle.ts";
 import { mustTool, type TempDir } from "./env.ts";
 import { newUpper, openDisk } from "./product.ts";
 import { noise } from "./random.ts";

@@ -11,7 +11,7 @@ import { mergeLayers } from "../../src/layer/merge.ts";
 import { openLayer } from "../../src/layer/open.ts";
 import { resizeUpper } from "../../src/layer/resize.ts";
 import { openUpper } from "../../src/layer/upper.ts";
-import { snapshotUpper, upperSource } from "../../ffi/engine.ts";
+import { snapshotUpper, upperSource } from "../../ffi/upper.ts";
 import { newUpper, type OpenDisk, openDisk } from "../lib/product.ts";
 import { noise } from "../lib/random.ts";
 import { readDisk, type UpperPaths } from "../lib/spec_reader.ts";

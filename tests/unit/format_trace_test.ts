@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { deepEqual, equal, ok, throws } from "node:assert/strict";
 import fc from "fast-check";
-import { crc32c } from "../../ffi/engine.ts";
+import { crc32c } from "../../ffi/crc32c.ts";
 import { FormatError } from "../../src/format/error.ts";
 import {
   encodeTraceHeader,

@@ -5,7 +5,7 @@ import {
   rejects,
   throws,
 } from "node:assert/strict";
-import { readDeviceSync, writeDevice } from "../../ffi/engine.ts";
+import { readDeviceSync, writeDevice } from "../../ffi/device.ts";
 import { checkImage } from "../../src/image/check.ts";
 import {
   ConfigError,

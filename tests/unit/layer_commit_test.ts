@@ -1,14 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import { deepEqual, equal, match, ok, rejects } from "node:assert/strict";
-import {
-  faultIo,
-  fileSource,
-  indexRecords,
-  IO,
-  newIndex,
-  O,
-  openFd,
-} from "../../ffi/engine.ts";
+import { faultIo, IO, O, openFd } from "../../ffi/files.ts";
+import { indexRecords, newIndex } from "../../ffi/index.ts";
+import { fileSource } from "../../ffi/sources.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { encodeLsmtBlock, parseRecords } from "../../src/format/lsmt.ts";
 import { commitLayer, sealLayer } from "../../src/layer/commit.ts";

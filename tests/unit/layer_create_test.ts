@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { deepEqual, equal, match, ok, rejects } from "node:assert/strict";
-import { faultIo, IO, traceIo } from "../../ffi/engine.ts";
+import { faultIo, IO, traceIo } from "../../ffi/files.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { MAX_VIRTUAL_SIZE, parseLsmtHeader } from "../../src/format/lsmt.ts";
 import { createUpper } from "../../src/layer/create.ts";

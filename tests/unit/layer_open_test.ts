@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import { deepEqual, equal, ok, rejects } from "node:assert/strict";
 import fc from "fast-check";
-import { indexRecords, readSource } from "../../ffi/engine.ts";
+import { indexRecords } from "../../ffi/index.ts";
+import { readSource } from "../../ffi/sources.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { FormatError } from "../../src/format/error.ts";
 import { parseRecords } from "../../src/format/lsmt.ts";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { deepEqual, equal, ok, rejects, throws } from "node:assert/strict";
-import { faultIo, IO, pwriteFd, traceIo } from "../../ffi/engine.ts";
+import { faultIo, IO, pwriteFd, traceIo } from "../../ffi/files.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { createOutput, refuseExisting } from "../../src/layer/output.ts";
 import { tempDir } from "../lib/env.ts";

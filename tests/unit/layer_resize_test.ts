@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { deepEqual, equal, rejects } from "node:assert/strict";
-import { faultIo, IO } from "../../ffi/engine.ts";
+import { faultIo, IO } from "../../ffi/files.ts";
 import { createUpper } from "../../src/layer/create.ts";
 import { resizeUpper } from "../../src/layer/resize.ts";
 import { BusyError, openUpper } from "../../src/layer/upper.ts";

@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import { deepEqual, equal, match, ok, rejects } from "node:assert/strict";
-import {
-  indexCount,
-  indexRecords,
-  snapshotUpper,
-  traceIo,
-} from "../../ffi/engine.ts";
+import { traceIo } from "../../ffi/files.ts";
+import { indexCount, indexRecords } from "../../ffi/index.ts";
+import { snapshotUpper } from "../../ffi/upper.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { FormatError } from "../../src/format/error.ts";
 import { encodeLsmtBlock, parseRecords } from "../../src/format/lsmt.ts";

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import { deepEqual, equal, match, ok, rejects } from "node:assert/strict";
 import fc from "fast-check";
-import { faultIo, IO, readSource } from "../../ffi/engine.ts";
+import { faultIo, IO } from "../../ffi/files.ts";
+import { readSource } from "../../ffi/sources.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { FormatError } from "../../src/format/error.ts";
 import { unwrapFile } from "../../src/layer/open.ts";

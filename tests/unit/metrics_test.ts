@@ -6,7 +6,7 @@ import {
   ok,
   throws,
 } from "node:assert/strict";
-import { readDeviceSync } from "../../ffi/engine.ts";
+import { readDeviceSync } from "../../ffi/device.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
 import { openImage } from "../../src/image/image.ts";
 import { parseServiceConfig } from "../../src/service/config.ts";

@@ -7,7 +7,7 @@ import {
   throws,
 } from "node:assert/strict";
 import { statSync } from "node:fs";
-import { faultIo, IO } from "../../ffi/engine.ts";
+import { faultIo, IO } from "../../ffi/files.ts";
 import { parseAddress } from "../../src/device/listen.ts";
 import { ConfigError } from "../../src/image/config.ts";
 import { ImageError } from "../../src/image/error.ts";

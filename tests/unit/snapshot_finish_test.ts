@@ -2,7 +2,7 @@
 /** What opening does with a snapshot that was interrupted. */
 import { deepEqual, equal, ok, rejects } from "node:assert/strict";
 import { existsSync } from "node:fs";
-import { readDeviceSync, writeDevice } from "../../ffi/engine.ts";
+import { readDeviceSync, writeDevice } from "../../ffi/device.ts";
 import { readImageConfig } from "../../src/image/config.ts";
 import { type OpenImage, openImage } from "../../src/image/image.ts";
 import { finishSnapshot } from "../../src/image/intent.ts";

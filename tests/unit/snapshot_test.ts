@@ -10,13 +10,13 @@ import {
 } from "node:assert/strict";
 import { existsSync } from "node:fs";
 import {
-  type Device,
   discardDevice,
   flushDevice,
   readDeviceSync,
   writeDevice,
   zeroDevice,
-} from "../../ffi/engine.ts";
+} from "../../ffi/device.ts";
+import type { Device } from "../../ffi/handle.ts";
 import { readImageConfig } from "../../src/image/config.ts";
 import { type OpenImage, openImage } from "../../src/image/image.ts";
 import { snapshotImage } from "../../src/image/snapshot.ts";

@@ -2,7 +2,9 @@
 // TCMU devices as the kernel's events make them (spec/tcmu.md, sections 2, 3
 // and 10), with files for sysfs and configfs, and rings that only remember.
 import { deepStrictEqual as equal, match, ok } from "node:assert/strict";
-import { newDevice, newIndex, newView } from "../../ffi/engine.ts";
+import { newDevice } from "../../ffi/device.ts";
+import { newIndex } from "../../ffi/index.ts";
+import { newView } from "../../ffi/view.ts";
 import type { Ring, ScsiCommand, TcmuEvent } from "../../ffi/tcmu.ts";
 import type { Around, TcmuImage } from "../../src/device/tcmu/around.ts";
 import { createDevices } from "../../src/device/tcmu/devices.ts";

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Images for TCMU: why one cannot be opened, one that grows, one daemon.
 import { deepStrictEqual as equal, rejects, throws } from "node:assert/strict";
-import { faultIo, IO, readDeviceSync, writeDevice } from "../../ffi/engine.ts";
+import { readDeviceSync, writeDevice } from "../../ffi/device.ts";
+import { faultIo, IO } from "../../ffi/files.ts";
 import { DeviceError, ERRNO } from "../../src/device/tcmu/error.ts";
 import { SourceError } from "../../src/source/source.ts";
 import { openAudit } from "../../src/service/audit.ts";

@@ -6,7 +6,9 @@
  * @module
  */
 import pLimit from "p-limit";
-import { closeFd, type Device, newNbdServer } from "../../../ffi/engine.ts";
+import { closeFd } from "../../../ffi/files.ts";
+import type { Device } from "../../../ffi/handle.ts";
+import { newNbdServer } from "../../../ffi/nbd.ts";
 import {
   type Address,
   AddressError,

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Device } from "../../../ffi/engine.ts";
+import type { Device } from "../../../ffi/handle.ts";
 import type { Ring, ScsiCommand } from "../../../ffi/tcmu.ts";
 import type { DeviceArgument, KernelPaths } from "./kernel.ts";
 

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import type { Bytes } from "../../../ffi/engine.ts";
+import type { Bytes } from "../../../ffi/handle.ts";
 import { good, refuse, type ScsiAnswer, SENSE } from "./sense.ts";
 
 /** The disk's bytes. */

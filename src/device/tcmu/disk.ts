@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { closeDevice, endWaiting } from "../../../ffi/engine.ts";
+import { closeDevice, endWaiting } from "../../../ffi/device.ts";
 import type { Ring, ScsiCommand } from "../../../ffi/tcmu.ts";
 import type { Around, TcmuImage } from "./around.ts";
 import { DeviceError, ERRNO, reason } from "./error.ts";

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { closeFd, O, openFd } from "../../../ffi/engine.ts";
+import { closeFd, O, openFd } from "../../../ffi/files.ts";
 import { EngineError } from "../../../ffi/errors.ts";
 import { addressOf, disksAt, type Export, HBA, type Host } from "./configfs.ts";
 import {

@@ -6,11 +6,11 @@
  */
 import pLimit from "p-limit";
 import {
-  type Device,
   flushDevice,
   readDevice,
   writeDeviceAsync,
-} from "../../../ffi/engine.ts";
+} from "../../../ffi/device.ts";
+import type { Device } from "../../../ffi/handle.ts";
 import type { Medium } from "./compare.ts";
 
 /** Each call waits on a blocking thread, of which all devices share a few. */

@@ -6,7 +6,7 @@
  *
  * @module
  */
-import type { Bytes } from "../../../ffi/engine.ts";
+import type { Bytes } from "../../../ffi/handle.ts";
 import { compareAndWrite, type Medium, verifyBytes } from "./compare.ts";
 import { inquiry } from "./inquiry.ts";
 import { modeSelect, modeSense } from "./mode.ts";

@@ -5,7 +5,7 @@
  * @module
  */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
-import { deviceStats } from "../../../ffi/engine.ts";
+import { deviceStats } from "../../../ffi/device.ts";
 import { fullPath } from "../../layer/files.ts";
 import type { ServedImage } from "../service.ts";
 import { type ApiContext, createRoutes, json, otherwise } from "./context.ts";

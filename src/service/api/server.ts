@@ -15,7 +15,7 @@ import {
   listenUnix,
   parseAddress,
 } from "../../device/listen.ts";
-import { closeFd } from "../../../ffi/engine.ts";
+import { closeFd } from "../../../ffi/files.ts";
 import type { ServiceConfig } from "../config_schema.ts";
 import type { Logger } from "../log.ts";
 import { makeDefaultDir } from "../paths.ts";

@@ -4,17 +4,17 @@
  *
  * @module
  */
-import { punchFd } from "../../../ffi/cache.ts";
+import { EngineError, errnoText } from "../../../ffi/errors.ts";
 import {
   closeFd,
   O,
   openFd,
+  punchFd,
   pwriteFd,
   seekFd,
   truncateFd,
   unlinkPath,
-} from "../../../ffi/engine.ts";
-import { EngineError, errnoText } from "../../../ffi/errors.ts";
+} from "../../../ffi/files.ts";
 import { directoryOf } from "../../layer/files.ts";
 import {
   loadServiceConfig,

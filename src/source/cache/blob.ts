@@ -5,15 +5,15 @@
  *
  * @module
  */
-import { takeUsed, windowSource } from "../../../ffi/cache.ts";
 import {
-  type Bytes,
   cacheSource,
   fill,
-  preadFd,
   setBitmap,
-  type Source,
-} from "../../../ffi/engine.ts";
+  takeUsed,
+  windowSource,
+} from "../../../ffi/cache.ts";
+import { preadFd } from "../../../ffi/files.ts";
+import type { Bytes, Source } from "../../../ffi/handle.ts";
 import type { Miss } from "../../../ffi/miss.ts";
 import type { TarPayload } from "../../format/tar.ts";
 import { newSourceId, routeMisses } from "../miss.ts";

@@ -7,7 +7,7 @@
  * @module
  */
 import * as z from "zod/mini";
-import type { Progress } from "../../../ffi/engine.ts";
+import type { Progress } from "../../../ffi/pipelines.ts";
 import type { CacheManager } from "./manage.ts";
 
 const names = z.array(z.string());

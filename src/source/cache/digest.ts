@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { preadFd } from "../../../ffi/engine.ts";
+import { preadFd } from "../../../ffi/files.ts";
 
 const PIECE = 1 << 20;
 

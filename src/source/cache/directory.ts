@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { closeFd, flock, LOCK, O, openFd } from "../../../ffi/engine.ts";
+import { closeFd, flock, LOCK, O, openFd } from "../../../ffi/files.ts";
 
 const BLOCK = 512;
 

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import type { Bytes } from "../../../ffi/engine.ts";
+import type { Bytes } from "../../../ffi/handle.ts";
 import { type Blob, type RangeBody, SourceError } from "../source.ts";
 import type { Media, Place } from "./media.ts";
 import type { Scheduler } from "./schedule.ts";

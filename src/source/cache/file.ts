@@ -5,14 +5,8 @@
  *
  * @module
  */
-import {
-  type Bytes,
-  closeFd,
-  O,
-  openFd,
-  seekFd,
-  sizeOfFd,
-} from "../../../ffi/engine.ts";
+import { closeFd, O, openFd, seekFd, sizeOfFd } from "../../../ffi/files.ts";
+import type { Bytes } from "../../../ffi/handle.ts";
 import { EngineError } from "../../../ffi/errors.ts";
 import { newBits, putBit } from "./units.ts";
 

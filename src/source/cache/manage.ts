@@ -6,7 +6,8 @@
  * @module
  */
 import { blobName } from "../source.ts";
-import { closeFd, type Progress } from "../../../ffi/engine.ts";
+import { closeFd } from "../../../ffi/files.ts";
+import type { Progress } from "../../../ffi/pipelines.ts";
 import type { SourceSet } from "../sources.ts";
 import { limitsOf } from "./evict.ts";
 import { sha256Of } from "./digest.ts";

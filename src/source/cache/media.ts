@@ -5,16 +5,10 @@
  *
  * @module
  */
-import { fillSpilled, punchFd, spillSource } from "../../../ffi/cache.ts";
-import {
-  type Bytes,
-  evict,
-  fill,
-  preadFd,
-  pwriteFd,
-  type Source,
-} from "../../../ffi/engine.ts";
+import { evict, fill, fillSpilled, spillSource } from "../../../ffi/cache.ts";
 import { EngineError } from "../../../ffi/errors.ts";
+import { preadFd, punchFd, pwriteFd } from "../../../ffi/files.ts";
+import type { Bytes, Source } from "../../../ffi/handle.ts";
 import { openUnlinked } from "./file.ts";
 import type { SpillBudget } from "./spill.ts";
 

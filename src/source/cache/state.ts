@@ -8,15 +8,15 @@
  *
  * @module
  */
+import { crc32c } from "../../../ffi/crc32c.ts";
 import {
-  type Bytes,
   closeFd,
-  crc32c,
   O,
   openFd,
   pwriteFd,
   renamePath,
-} from "../../../ffi/engine.ts";
+} from "../../../ffi/files.ts";
+import type { Bytes } from "../../../ffi/handle.ts";
 
 /** What tells that a file is as it was left. */
 export interface Stamp {

@@ -7,13 +7,13 @@
  * @module
  */
 import {
-  type Bytes,
   closeFd,
   flock,
   LOCK,
   syncFd,
   truncateFd,
-} from "../../../ffi/engine.ts";
+} from "../../../ffi/files.ts";
+import type { Bytes } from "../../../ffi/handle.ts";
 import { type Blob, type RangeBody, SourceError } from "../source.ts";
 import { type BlobOptions, openCachedBlob, type OwnedBlob } from "./blob.ts";
 import { sha256Of } from "./digest.ts";

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Bytes } from "../../../ffi/engine.ts";
+import type { Bytes } from "../../../ffi/handle.ts";
 
 /** Units that stand side by side. */
 export interface Run {

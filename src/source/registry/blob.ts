@@ -6,7 +6,7 @@
  *
  * @module
  */
-import type { Bytes } from "../../../ffi/engine.ts";
+import type { Bytes } from "../../../ffi/handle.ts";
 import { type Blob, type RangeBody, SourceError } from "../source.ts";
 import {
   type Attempt,

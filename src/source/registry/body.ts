@@ -5,7 +5,7 @@
  *
  * @module
  */
-import type { Bytes } from "../../../ffi/engine.ts";
+import type { Bytes } from "../../../ffi/handle.ts";
 
 const SCRATCH = 256 << 10;
 const SCRATCH_MAX = 64;

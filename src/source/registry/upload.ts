@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { preadFd } from "../../../ffi/engine.ts";
+import { preadFd } from "../../../ffi/files.ts";
 import { sha256Of } from "../cache/digest.ts";
 import { SourceError } from "../source.ts";
 import { type Attempt, newAttempt, tryAgain } from "./attempt.ts";
