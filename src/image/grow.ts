@@ -14,15 +14,18 @@ const EROFS = 30;
 const EOPNOTSUPP = 95;
 
 async function grow(image: OpenImage, size: bigint): Promise<void> {
-  const { stack, device, config: { upper } } = image;
+  const { stack, device } = image;
+  const { upper } = stack;
   const what = `cannot grow the disk to ${size} bytes`;
   if (image.readonly || upper === undefined) throw new EngineError(EROFS, what);
-  if (stack.upper?.kind !== "log") {
+  if (upper.kind !== "log") {
     throw new EngineError(EOPNOTSUPP, `${what}: its upper is sparse`);
   }
   // A snapshot may have grown it meanwhile.
   if (size < stack.virtualSize) throw new EngineError(EINVAL, what);
-  await setUpperSize(upper.data, upper.index, size);
+  // Not what the configuration says: after a snapshot that could not be ended
+  // that is the upper of before.
+  await setUpperSize(upper.paths.data, upper.paths.index, size);
   resizeDevice(device, size);
   stack.virtualSize = size;
   for (const tell of image.grown) tell(size);

@@ -18,6 +18,7 @@ import {
 } from "../../ffi/device.ts";
 import type { Device } from "../../ffi/handle.ts";
 import { readImageConfig } from "../../src/image/config.ts";
+import { growImage } from "../../src/image/grow.ts";
 import { type OpenImage, openImage } from "../../src/image/image.ts";
 import { snapshotImage } from "../../src/image/snapshot.ts";
 import { SnapshotError } from "../../src/image/successor.ts";
@@ -161,6 +162,24 @@ Deno.test("a larger upper grows the disk and tells; a smaller one is refused", a
   const last = new Uint8Array(512);
   readDeviceSync(image.device, last, 2 * SIZE - 512);
   deepEqual(last, noise(9, 512));
+});
+
+Deno.test("after a snapshot that could not be ended the new upper is what grows", async () => {
+  using dir = tempDir();
+  const subject = await newSubject(dir, { size: SIZE });
+  const image = await open(subject.config);
+  const { stack } = image;
+  const { upper: files } = await readImageConfig(await subject.next());
+  const [data, index] = [files?.data ?? "", files?.index ?? ""];
+  const upper = await openUpper({ data, index, readonly: false });
+  stack.frozen = stack.upper ?? fail();
+  stack.upper = upper;
+  await growImage(image, BigInt(2 * SIZE));
+  await image.close();
+  using after = await openUpper({ data, index, readonly: true });
+  equal(after.virtualSize, BigInt(2 * SIZE));
+  using before = await openUpper({ ...subject.upper, readonly: true });
+  equal(before.virtualSize, BigInt(SIZE));
 });
 
 Deno.test("an upper of size 0 takes the disk's size", async () => {
