@@ -403,6 +403,33 @@ Deno.test("a raw blob that is damaged on disk is found when it is whole, and fet
   assert.equal(await opened?.digest(), name);
 });
 
+Deno.test("what is evicted from a raw blob and fetched again is checked as what came first", async () => {
+  using dir = tempDir();
+  const content = noise(18, 10 * UNIT);
+  const url = urlOf(content);
+  const origin = makeOrigin(content);
+  const lines: string[] = [];
+  await using sources = sourcesOf(origin, dir.file("cache"), {
+    cacheSize: 2 ** 40,
+    diskFloor: 0,
+    log: (line) => lines.push(line),
+  });
+  using blob = await sources.open(url);
+  await blob.prefetch(0, blob.size);
+  const name = `sha256:${sha256(content)}`;
+  const opened = sources.blobs().get(name);
+  assert.equal(await opened?.digest(), name);
+  assert.equal(opened?.verified(), true);
+  await sources.pool.prune(5 * UNIT);
+  assert.equal(opened?.verified(), false);
+  origin.damage = 1;
+  await blob.prefetch(0, blob.size);
+  assert.equal(await opened?.digest(), undefined);
+  assert.match(lines.join("\n"), /ERROR .* all of it is fetched again/);
+  assert(sameBytes(await readBlob(sources, url), content));
+  assert.equal(await opened?.digest(), name);
+});
+
 Deno.test("a blob replaced by one of another size is an error, never mixed", async () => {
   using dir = tempDir();
   const content = noise(19, 10 * UNIT);

@@ -113,7 +113,11 @@ export async function openKept(
   let verified = false;
   let wrong: string | undefined;
   let changed = false;
+  /** how often something was written to the file, or taken out of it */
+  let edits = 0;
   const onChange = (size: number) => {
+    edits++;
+    verified = false;
     if (changed) return;
     changed = true;
     try {
@@ -161,7 +165,7 @@ export async function openKept(
       present,
       head,
       onChange: () => onChange(total),
-      onWhole: () => checking ??= check(total),
+      onWhole: () => checking ??= check(),
     });
   } catch (error) {
     head?.cancel();
@@ -170,15 +174,25 @@ export async function openKept(
   }
   const isWhole = () =>
     countBits(blob.present()) === Math.ceil(blob.size / unit);
+  /** Of what stays as it is meanwhile; undefined: not all of it is there. */
+  const look = async (
+    signal: AbortSignal | undefined,
+  ): Promise<string | undefined> => {
+    while (isWhole()) {
+      const before = edits;
+      const digest = await sha256Of(fd, blob.size, signal);
+      if (edits !== before) continue;
+      verified = digest === name;
+      return digest;
+    }
+    return undefined;
+  };
   /** What no checksum covers is covered by the digest, once all is there. */
-  const check = async (size: number) => {
+  const check = async () => {
     if (verified || !name.startsWith("sha256:")) return;
     try {
-      const digest = await sha256Of(fd, size, stop.signal);
-      // What was damaged and fetched again meanwhile is looked at anew.
-      if (!isWhole()) return;
-      verified = digest === name;
-      if (verified) return;
+      const digest = await look(stop.signal);
+      if (digest === undefined || verified) return;
       wrong = digest;
       log(`ERROR ${origin.name} is ${digest}: all of it is fetched again`);
       blob.forget();
@@ -209,10 +223,7 @@ export async function openKept(
       if (!isWhole()) return undefined;
       await checking;
       if (verified) return name;
-      if (!isWhole()) return undefined;
-      const digest = await sha256Of(fd, blob.size, within);
-      verified = digest === name;
-      return digest;
+      return await look(within);
     },
     async close() {
       stop.abort();
