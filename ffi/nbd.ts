@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { check } from "./errors.ts";
+import { check, EngineError } from "./errors.ts";
 import { type Device, slot } from "./handle.ts";
 import { cstring, lib } from "./library.ts";
 
@@ -20,22 +20,30 @@ export interface NbdServer {
   remove(name: string, graceMs: number): Promise<void>;
   start(): void;
   connections(): number;
-  /** Connections of one export. */
-  users(name: string): number;
+  /** Connections of one export; undefined: there is none, or it is going. */
+  users(name: string): number | undefined;
   /** Ends every connection; running requests get `graceMs`. */
   close(graceMs: number): Promise<void>;
 }
+
+const ENOENT = 2;
+const ESHUTDOWN = 108;
 
 /** Takes the listening descriptor over. */
 export function newNbdServer(listenFd: number): NbdServer {
   const out = slot();
   check(lib.obd_nbd_new(listenFd, out), "cannot make an NBD server");
   let pointer = Deno.UnsafePointer.create(out[0] ?? 0n);
+  /** Requests may come late, when the server ends. */
+  const open = (what: string): Deno.PointerObject => {
+    if (pointer === null) throw new EngineError(ESHUTDOWN, what);
+    return pointer;
+  };
   return {
     add(name, description, device) {
       check(
         lib.obd_nbd_add(
-          pointer,
+          open(`cannot export ${name}`),
           cstring(name),
           cstring(description),
           device.pointer,
@@ -45,21 +53,28 @@ export function newNbdServer(listenFd: number): NbdServer {
     },
     async remove(name, graceMs) {
       check(
-        await lib.obd_nbd_remove_async(pointer, cstring(name), graceMs),
+        await lib.obd_nbd_remove_async(
+          open(`cannot take back ${name}`),
+          cstring(name),
+          graceMs,
+        ),
         `cannot take back ${name}`,
       );
     },
     start() {
-      check(lib.obd_nbd_start(pointer), "cannot start the NBD server");
+      const what = "cannot start the NBD server";
+      check(lib.obd_nbd_start(open(what)), what);
     },
     connections() {
-      return check(lib.obd_nbd_connections(pointer), "cannot count");
+      const what = "cannot count connections";
+      return check(lib.obd_nbd_connections(open(what)), what);
     },
     users(name) {
-      return check(
-        lib.obd_nbd_users(pointer, cstring(name)),
-        `cannot count clients of ${name}`,
-      );
+      if (pointer === null) return undefined;
+      const users = lib.obd_nbd_users(pointer, cstring(name));
+      return users === -ENOENT
+        ? undefined
+        : check(users, `cannot count clients of ${name}`);
     },
     async close(graceMs) {
       const last = pointer;

@@ -48,9 +48,12 @@ export function nbdKind(service: Service, server: RunningServer): DeviceKind {
       await served.close();
       served.log.info("detached");
     },
-    shown: ({ name }) => ({
-      address: server.uriOf(name),
-      clients: server.users(name),
-    }),
+    shown: ({ name }) => {
+      const clients = server.users(name);
+      return {
+        address: clients === undefined ? undefined : server.uriOf(name),
+        clients,
+      };
+    },
   };
 }

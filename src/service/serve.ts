@@ -14,6 +14,7 @@ import { type RunningHttp, startHttp } from "./http.ts";
 import { GRACE_MS, nbdKind } from "./nbd.ts";
 import type { ServedConfig } from "./served.ts";
 import type { ServedImage, Service } from "./service.ts";
+import { surviveErrors } from "./survive.ts";
 
 /** What to serve, and where. */
 export interface ServeOptions {
@@ -152,6 +153,7 @@ export async function serve(
   service: Service,
   options: ServeOptions,
 ): Promise<void> {
+  using _survive = surviveErrors(service.log);
   try {
     refuseDuplicates(options.images);
     await serveImages(service, options);

@@ -36,6 +36,7 @@ import type { Logger } from "./log.ts";
 import { type Manager, serviceManager } from "./notify.ts";
 import type { MeasuredRing } from "./own_metrics.ts";
 import type { Service } from "./service.ts";
+import { surviveErrors } from "./survive.ts";
 import { openTcmuImage } from "./tcmu_image.ts";
 import { tcmuKind } from "./tcmu_kind.ts";
 import {
@@ -226,24 +227,6 @@ async function runDaemon(
   } finally {
     await http.close();
   }
-}
-
-/** Nothing that one device or client does ends the service of all others. */
-function surviveErrors(log: Logger): Disposable {
-  const survive = (event: PromiseRejectionEvent | ErrorEvent) => {
-    event.preventDefault();
-    const error = event instanceof ErrorEvent ? event.error : event.reason;
-    const text = error instanceof Error ? error.stack ?? error.message : error;
-    log.error(`unexpected: ${String(text)}`);
-  };
-  globalThis.addEventListener("unhandledrejection", survive);
-  globalThis.addEventListener("error", survive);
-  return {
-    [Symbol.dispose]() {
-      globalThis.removeEventListener("unhandledrejection", survive);
-      globalThis.removeEventListener("error", survive);
-    },
-  };
 }
 
 /**

@@ -41,8 +41,8 @@ export interface RunningServer {
   add(exported: NbdExport): void;
   /** Hangs up on an export's clients, their requests get `graceMs`. */
   remove(name: string, graceMs: number): Promise<void>;
-  /** Clients of an export. */
-  users(name: string): number;
+  /** Clients of an export; undefined: there is none, or it is going. */
+  users(name: string): number | undefined;
   /** Stops accepting, lets requests end for `graceMs`, hangs up. */
   close(graceMs: number): Promise<void>;
 }
