@@ -23,7 +23,7 @@ export interface GuestOptions {
   memory?: number;
   /** scratch disk at /mnt/disk, `"4G"` */
   disk?: string;
-  /** s */
+  /** s, 900 if not said: guests are slow, and a machine may be busy */
   timeout?: number;
   /** kernel modules to load first */
   modules?: readonly string[];
@@ -83,7 +83,7 @@ interface Boot {
 
 async function boot(script: string, options: GuestOptions): Promise<Boot> {
   await installProduct();
-  const { kernel = KERNELS[0], memory = 1024, timeout = 300 } = options;
+  const { kernel = KERNELS[0], memory = 1024, timeout = 900 } = options;
   const times = SOAK ? 10 : 1;
   const { code, stdout, stderr } = await run(VM_RUN, [
     ...["--kernel", kernel, "--mem", `${memory}`],

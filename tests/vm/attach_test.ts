@@ -11,7 +11,6 @@ for (const kernel of KERNELS) {
     kernel,
     disk: SOAK ? "16G" : "2G",
     memory: 1536,
-    timeout: 900,
   };
   const some = (only: string) => main ? options : { ...options, only };
   await guestTests("attach.sh", some("again and again"));

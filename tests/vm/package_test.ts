@@ -19,5 +19,5 @@ async function packageForGuest(): Promise<void> {
 
 if (EXECUTABLE !== undefined && have("dpkg-deb") && have("systemctl")) {
   await packageForGuest();
-  await guestTests("package.sh", { disk: "1G", memory: 2048, timeout: 600 });
+  await guestTests("package.sh", { disk: "1G", memory: 2048 });
 } else console.log("skipped: package: no executable, dpkg or systemd");
