@@ -3,7 +3,8 @@
  * internal.h - what the library's own files share.  Nothing here is
  * visible outside (-fvisibility=hidden).  Who owns what:
  *
- *   io.c      system calls, trace and fault seams
+ *   io.c      system calls on files, trace and fault seams
+ *   socket.c  addresses, listening
  *   engine.c  init, CPU choice, ISA-L
  *   crc32c.c codec.c zfile.c
  *   pipe.c plan.c compress.c extract.c   the pipelines (pipe.h)
@@ -129,6 +130,8 @@ OBD_HIDDEN int64_t obd_io_pwritev(int fd, const struct iovec *iov, int cnt,
 /* read(2) until n bytes or the end: for pipes and files read in order. */
 OBD_HIDDEN int64_t obd_io_read(int fd, void *buf, uint64_t n);
 OBD_HIDDEN void obd_io_init_from_env(void);
+
+/* ---- socket.c -------------------------------------------------------- */
 struct sockaddr_un;
 /* "/path", or "@name" in the abstract namespace, as an address.  Returns its
  * length; -EINVAL, -ENAMETOOLONG. */
