@@ -616,17 +616,20 @@ bool obd_request_submit(struct obd_request *req)
 	/* A change may wait for the disk in any of its calls. */
 	if (req->op == OBD_READ || !req->view->upper)
 		step = run(req, OBD_TRY_NOWAIT);
-	if (step == STEP_ENDED) {
-		end_inline(req);
-		return true;
-	}
 	if (step == STEP_HELPER) {
 		if (!req->held)
 			obd_device_ref(req->dev);
 		req->held = 1;
-		obd_request_offload(req);
+		req->task.fn = resume_task;
+		if (!obd_plane_offload(&req->task))
+			return false;
+		/* Late is better than never; but done() is not for now, when
+		 * the transport may hold its own locks. */
+		step = run(req, OBD_TRY_BLOCK);
 	}
-	return false;
+	if (step == STEP_ENDED)
+		end_inline(req);
+	return step == STEP_ENDED;
 }
 
 /* ---- requests of the calling thread ------------------------------------- */

@@ -37,6 +37,50 @@ static void a_disk_grows_and_never_shrinks(void)
 	obd_device_unref(dev);
 }
 
+/* ---- without threads --------------------------------------------------- */
+
+static bool no_threads;
+
+int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr,
+			  void *(*fn)(void *), void *arg);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr,
+			  void *(*fn)(void *), void *arg);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr,
+			  void *(*fn)(void *), void *arg)
+{
+	return no_threads ? EAGAIN :
+			    __real_pthread_create(thread, attr, fn, arg);
+}
+
+static void is_called(struct obd_request *req)
+{
+	*(bool *)req->owner = true;
+}
+
+/* A transport submits under its own locks, which done() takes. */
+static void what_no_thread_can_be_had_for_ends_inline(void)
+{
+	struct obd_device *dev = writable(empty_view(SIZE), SIZE);
+	uint8_t buf[512] = { 7 };
+	struct iovec iov = { buf, 512 };
+	bool called = false;
+	struct obd_request req = {
+		.dev = dev, .done = is_called, .owner = &called,
+		.length = 512, .op = OBD_WRITE, .iov = &iov, .iov_count = 1,
+	};
+
+	obd_plane_stop();
+	no_threads = true;
+	CHECK(obd_request_submit(&req));
+	no_threads = false;
+	CHECK(!called);
+	CHECK_EQ(req.err, 0);
+	buf[0] = 0;
+	CHECK_EQ(obd_device_read(dev, buf, 512, 0), 0);
+	CHECK_EQ(buf[0], 7);
+	obd_device_unref(dev);
+}
+
 /* ---- what is refused --------------------------------------------------- */
 
 static void ranges_are_checked_before_anything_happens(void)
@@ -634,6 +678,7 @@ int main(void)
 {
 	parts_start();
 	RUN(a_disk_grows_and_never_shrinks);
+	RUN(what_no_thread_can_be_had_for_ends_inline);
 	RUN(ranges_are_checked_before_anything_happens);
 	RUN(a_device_without_upper_or_with_the_flag_is_read_only);
 	RUN(a_data_area_of_another_size_is_refused);
