@@ -6,11 +6,10 @@
  * @module
  */
 import type { ServiceConfig } from "../service/config.ts";
-import { openRegistry } from "../service/registry.ts";
 import { fileInfo } from "../layer/files.ts";
 import type { CacheManager } from "../source/cache/manage.ts";
 import { stateDirOf } from "../source/cache/directory.ts";
-import { createSources } from "../source/sources.ts";
+import { openSources } from "./sources.ts";
 
 /** Says a warning on stderr, but not that another process has the cache. */
 function warn(line: string): void {
@@ -28,22 +27,18 @@ export async function withCache<T>(
   options: { mustExist: boolean },
   work: (manager: CacheManager) => Promise<T>,
 ): Promise<T> {
-  const { cacheDir, cacheType, cacheSizeGB, refillSize } = settings.cacheConfig;
+  const { cacheDir, cacheType } = settings.cacheConfig;
   const missing = fileInfo(cacheDir) === undefined;
   if (options.mustExist && missing) {
     throw new Error(`cannot use the cache: there is no directory ${cacheDir}`);
   }
-  using client = openRegistry(() => settings, warn);
-  await using sources = createSources({
-    openBlob: client.openBlob,
-    cacheType,
-    cacheDir,
-    cacheSize: cacheSizeGB * 2 ** 30,
-    refillSize,
-    log: warn,
-  });
-  if (cacheType === "download" || sources.pool.hold()) {
-    return await work(sources.manager);
+  const { sources, close } = await openSources(settings, warn);
+  try {
+    if (cacheType === "download" || sources.pool.hold()) {
+      return await work(sources.manager);
+    }
+  } finally {
+    await close();
   }
   const { controlPath, remoteManager } = await import(
     "../source/cache/control.ts"

@@ -13,6 +13,7 @@ import { printJson } from "./print.ts";
 import type { Call } from "./program.ts";
 import { showProgress } from "./progress.ts";
 import { InterruptedError, interruptible } from "./signals.ts";
+import { withSources } from "./sources.ts";
 import type { Args } from "./table.ts";
 
 /** What `check` exits with. */
@@ -20,14 +21,19 @@ const SOUND = 0;
 const UNKNOWN = 1;
 const DAMAGED = 2;
 
-async function findings(path: string): Promise<Finding[]> {
+async function findings(
+  path: string,
+  serviceConfig: string | undefined,
+): Promise<Finding[]> {
   const config = isImageConfig(path) ? await readImageConfig(path) : undefined;
   using bar = showProgress("check");
   return await interruptible((signal) => {
     const options = { signal, onProgress: bar.onProgress };
-    return config === undefined
-      ? checkLayer(path, options)
-      : checkImage(config, options);
+    if (config === undefined) return checkLayer(path, options);
+    return withSources(serviceConfig, async (sourcesOf) => {
+      const sources = await sourcesOf(config);
+      return await checkImage(config, { ...options, sources });
+    });
   });
 }
 
@@ -47,7 +53,7 @@ function printFindings(path: string, found: readonly Finding[]): void {
 export async function run(args: Args<"check">, call: Call): Promise<number> {
   let found: Finding[];
   try {
-    found = await findings(args.file);
+    found = await findings(args.file, args.serviceConfig);
   } catch (error) {
     if (error instanceof InterruptedError) throw error;
     throw new ExitError(

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import type { SourcesOf } from "../image/disk.ts";
 import { commitLayer, type CommitOptions, sealLayer } from "../layer/commit.ts";
 import {
   algorithmName,
@@ -116,12 +117,47 @@ function commitOptions(args: CommitArgs, call: Call): CommitOptions {
   };
 }
 
-/** The layers of a config below its upper, for `--fill`. */
-async function openFill(path: string) {
+/**
+ * The layers of a config below its upper, for `--fill`; remote ones are
+ * fetched when it is clear that their data is needed.
+ */
+async function openFill(
+  path: string,
+  sourcesOf: SourcesOf,
+  parts: DisposableStack,
+): Promise<NonNullable<CommitOptions["fill"]>> {
   const { readImageConfig } = await import("../image/config.ts");
   const { openStack } = await import("../image/image.ts");
-  const config = await readImageConfig(path);
-  return await openStack({ ...config, upper: undefined });
+  const { makeWhole } = await import("./whole.ts");
+  const config = { ...await readImageConfig(path), upper: undefined };
+  const sources = await sourcesOf(config);
+  const stack = await openStack(config, { readonly: true, sources });
+  const unused = parts.use(new DisposableStack());
+  unused.use(stack);
+  return async () => {
+    unused.move();
+    const whole = await makeWhole(config, stack, sources);
+    parts.defer(whole.close);
+    return whole.stack.lowers;
+  };
+}
+
+/** Runs `work` with the layers that `--fill` names. */
+async function withFill<T>(
+  args: CommitArgs,
+  work: (fill: CommitOptions["fill"]) => Promise<T>,
+): Promise<T> {
+  const { fill } = args;
+  if (fill === undefined) return await work(undefined);
+  const { withSources } = await import("./sources.ts");
+  return await withSources(args.serviceConfig, async (sourcesOf) => {
+    const parts = new DisposableStack();
+    try {
+      return await work(await openFill(fill, sourcesOf, parts));
+    } finally {
+      parts.dispose();
+    }
+  });
 }
 
 async function seal(args: CommitArgs, call: Call): Promise<number> {
@@ -142,24 +178,27 @@ async function commit(args: CommitArgs, call: Call): Promise<number> {
   const options = commitOptions(args, call);
   const startedAt = performance.now();
   try {
-    using stack = args.fill === undefined
-      ? undefined
-      : await openFill(args.fill);
     using bar = showProgress("commit");
-    using upload = args.compress ? await newUpload(args) : undefined;
-    const written = await interruptible((signal) =>
-      commitLayer({
-        ...options,
-        ...stack === undefined ? {} : { fill: stack.lowers },
-        ...upload === undefined ? {} : {
-          beforePublish: (fd, size) => {
-            bar[Symbol.dispose]();
-            return upload.send(fd, size, signal);
-          },
-        },
-        signal,
-        onProgress: bar.onProgress,
-      })
+    using upload = args.compress
+      ? await newUpload(args, args.serviceConfig)
+      : undefined;
+    const written = await withFill(
+      args,
+      (fill) =>
+        interruptible((signal) =>
+          commitLayer({
+            ...options,
+            ...fill === undefined ? {} : { fill },
+            ...upload === undefined ? {} : {
+              beforePublish: (fd, size) => {
+                bar[Symbol.dispose]();
+                return upload.send(fd, size, signal);
+              },
+            },
+            signal,
+            onProgress: bar.onProgress,
+          })
+        ),
     );
     bar[Symbol.dispose]();
     upload?.print(call);

@@ -5,12 +5,13 @@
  * @module
  */
 import { diffDisks, type DiffRange } from "../image/diff.ts";
-import { type Disk, openDisk } from "../image/disk.ts";
+import { type Disk, openDisk, type SourcesOf } from "../image/disk.ts";
 import { ExitError, reason } from "./exit.ts";
 import { printJson, stdoutPrinter } from "./print.ts";
 import type { Call } from "./program.ts";
 import { formatBytes, showProgress } from "./progress.ts";
 import { InterruptedError, interruptible } from "./signals.ts";
+import { withSources } from "./sources.ts";
 import type { Args } from "./table.ts";
 
 /** What `diff` exits with. */
@@ -21,8 +22,12 @@ const TROUBLE = 2;
 /** Ranges kept for `--json`, which prints one object. */
 const MAX_JSON_RANGES = 1_000_000;
 
-async function open(path: string, closers: AsyncDisposableStack) {
-  const disk = await openDisk(path);
+async function open(
+  path: string,
+  sourcesOf: SourcesOf,
+  closers: AsyncDisposableStack,
+) {
+  const disk = await openDisk(path, sourcesOf);
   closers.defer(() => disk.close());
   return disk;
 }
@@ -84,10 +89,12 @@ async function diffJson(a: Disk, b: Disk): Promise<boolean> {
 /** Runs `overlaybd diff A B [--json]`. */
 export async function run(args: Args<"diff">, call: Call): Promise<number> {
   try {
-    await using closers = new AsyncDisposableStack();
-    const a = await open(args.a, closers);
-    const b = await open(args.b, closers);
-    const same = await (args.json ? diffJson(a, b) : diffText(a, b));
+    const same = await withSources(args.serviceConfig, async (sourcesOf) => {
+      await using closers = new AsyncDisposableStack();
+      const a = await open(args.a, sourcesOf, closers);
+      const b = await open(args.b, sourcesOf, closers);
+      return await (args.json ? diffJson(a, b) : diffText(a, b));
+    });
     return same ? SAME : DIFFERENT;
   } catch (error) {
     if (error instanceof InterruptedError) throw error;

@@ -5,10 +5,11 @@
  * @module
  */
 import { readImageConfig } from "../image/config.ts";
-import { openStack } from "../image/image.ts";
+import { type OpenStack, openStack } from "../image/image.ts";
 import { type MapEntry, mapStack } from "../image/map.ts";
 import { EXIT } from "./exit.ts";
 import { printJsonList, stdoutPrinter } from "./print.ts";
+import { withSources } from "./sources.ts";
 import type { Args } from "./table.ts";
 
 const COLUMNS = [16, 16, 7, 5, 16] as const;
@@ -21,14 +22,11 @@ function layerName({ layer }: MapEntry): string {
   return layer === null ? "-" : String(layer);
 }
 
-/** Runs `overlaybd map CONFIG [--json]`. */
-export async function run(args: Args<"map">): Promise<number> {
-  const config = await readImageConfig(args.config);
-  using stack = await openStack(config, { readonly: true });
+async function printMap(stack: OpenStack, json: boolean): Promise<void> {
   for (const warning of stack.warnings) console.error(`WARNING ${warning}`);
-  if (args.json) {
+  if (json) {
     await printJsonList(mapStack(stack));
-    return EXIT.ok;
+    return;
   }
   const out = stdoutPrinter();
   out.line(row(["offset", "length", "layer", "kind", "at"]));
@@ -42,5 +40,19 @@ export async function run(args: Args<"map">): Promise<number> {
     ]));
   }
   out.flush();
+}
+
+/** Runs `overlaybd map CONFIG [--json]`. */
+export async function run(args: Args<"map">): Promise<number> {
+  const config = await readImageConfig(args.config);
+  await withSources(args.serviceConfig, async (sourcesOf) => {
+    const sources = await sourcesOf(config);
+    const stack = await openStack(config, { readonly: true, sources });
+    try {
+      await printMap(stack, args.json);
+    } finally {
+      stack.close();
+    }
+  });
   return EXIT.ok;
 }

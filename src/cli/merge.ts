@@ -6,6 +6,7 @@
  */
 import { snapshotUpper, upperSource } from "../../ffi/upper.ts";
 import { readImageConfig } from "../image/config.ts";
+import type { SourcesOf } from "../image/disk.ts";
 import type { OpenStack } from "../image/image.ts";
 import { type MergeLayer, mergeLayers } from "../layer/merge.ts";
 import { readServiceConfig } from "../service/config.ts";
@@ -17,7 +18,8 @@ import { newUpload, UploadError, warnUpload } from "./upload.ts";
 import type { Call } from "./program.ts";
 import { showProgress } from "./progress.ts";
 import { InterruptedError, interruptible } from "./signals.ts";
-import { openWhole, type WholeStack } from "./whole.ts";
+import { withSources } from "./sources.ts";
+import { openWhole } from "./whole.ts";
 import type { Args } from "./table.ts";
 
 type MergeArgs = Args<"merge">;
@@ -43,15 +45,6 @@ function upperOf(
     index: resources.use(snapshotUpper(stack.upper.upper)),
     source: resources.use(upperSource(stack.upper.upper)),
   };
-}
-
-async function openConfigured(args: MergeArgs): Promise<WholeStack> {
-  const settings = await readServiceConfig(args.serviceConfig);
-  const config = await readImageConfig(args.image_config_path);
-  return await withResultFile(
-    config.resultFile,
-    () => openWhole(config, settings),
-  );
 }
 
 async function merge(
@@ -101,6 +94,43 @@ function warnIneffective(args: MergeArgs): void {
   if (args.tar) warnWithout(["-t"], "by merge");
 }
 
+async function openAndMerge(
+  args: MergeArgs & { output: string },
+  sourcesOf: SourcesOf,
+  call: Call,
+): Promise<void> {
+  const open = async () => {
+    const config = await readImageConfig(args.image_config_path);
+    return await withResultFile(
+      config.resultFile,
+      () => openWhole(config, sourcesOf),
+    );
+  };
+  const { stack, close } = await open().catch((error) => {
+    if (error instanceof InterruptedError) throw error;
+    throw mergeFailure(call, "failed to create image file", error);
+  });
+  for (const warning of stack.warnings) console.error(`WARNING ${warning}`);
+  try {
+    await merge(args, stack, call);
+  } catch (error) {
+    if (error instanceof InterruptedError) throw error;
+    if (error instanceof UploadError) {
+      throw error.asExit(call, "failed to upload");
+    }
+    const atOutput = reason(error).startsWith(
+      `cannot create ${args.output}: `,
+    );
+    throw mergeFailure(
+      call,
+      atOutput ? "failed to create output file" : "failed to compact",
+      error,
+    );
+  } finally {
+    close();
+  }
+}
+
 /** Runs `overlaybd-merge image_config_path output`. */
 export async function run(args: MergeArgs, call: Call): Promise<number> {
   warnIneffective(args);
@@ -108,25 +138,13 @@ export async function run(args: MergeArgs, call: Call): Promise<number> {
   if (output === undefined) {
     throw mergeFailure(call, "failed to create output file");
   }
-  await using whole = await openConfigured(args).catch((error) => {
-    if (error instanceof InterruptedError) throw error;
-    throw mergeFailure(call, "failed to create image file", error);
-  });
-  const { stack } = whole;
-  for (const warning of stack.warnings) console.error(`WARNING ${warning}`);
-  try {
-    await merge({ ...args, output }, stack, call);
-  } catch (error) {
-    if (error instanceof InterruptedError) throw error;
-    if (error instanceof UploadError) {
-      throw error.asExit(call, "failed to upload");
-    }
-    const atOutput = reason(error).startsWith(`cannot create ${output}: `);
-    throw mergeFailure(
-      call,
-      atOutput ? "failed to create output file" : "failed to compact",
-      error,
-    );
-  }
+  const settings = await readServiceConfig(args.serviceConfig)
+    .catch((error) => {
+      throw mergeFailure(call, "failed to create image file", error);
+    });
+  await withSources(
+    settings,
+    (sourcesOf) => openAndMerge({ ...args, output }, sourcesOf, call),
+  );
   return EXIT.ok;
 }

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { localFile } from "../image/lowers.ts";
+import { blobUrl, localFile } from "../image/lowers.ts";
 import { type ImageConfig, readImageConfig } from "../image/config.ts";
 import { readServiceConfig } from "../service/config.ts";
 import type { PullBlob, Pulled } from "../source/cache/manage.ts";
@@ -30,7 +30,7 @@ function remoteLayers(config: ImageConfig): PullBlob[] {
       );
     }
     blobs.push({
-      url: `${config.repoBlobUrl.replace(/\/?$/, "/")}${lower.digest}`,
+      url: blobUrl(config, lower),
       dir: lower.dir,
       size: lower.size,
     });

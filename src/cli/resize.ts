@@ -7,10 +7,11 @@
 import { type ImageConfig, readImageConfig } from "../image/config.ts";
 import { hasUpper, openStack } from "../image/image.ts";
 import { resizeUpper } from "../layer/resize.ts";
-import { readServiceConfig } from "../service/config.ts";
+import { readServiceConfig, type ServiceConfig } from "../service/config.ts";
 import { withResultFile } from "../service/result.ts";
 import { ExitError, reason } from "./exit.ts";
 import type { Call } from "./program.ts";
+import { withSources } from "./sources.ts";
 import { type Args, MAX_GIB } from "./table.ts";
 
 /** What `resize` exits with when it cannot. */
@@ -32,10 +33,18 @@ function sizeFault(text: string): string | undefined {
 }
 
 /** Bytes of the lowers' disk; 0 without lowers. */
-async function inheritedSize(config: ImageConfig): Promise<bigint> {
+async function inheritedSize(
+  config: ImageConfig,
+  settings: ServiceConfig,
+): Promise<bigint> {
   if (config.lowers.length === 0) return 0n;
-  using stack = await openStack({ ...config, upper: undefined });
-  return stack.virtualSize;
+  return await withSources(settings, async (sourcesOf) => {
+    const sources = await sourcesOf(config);
+    const lowers = { ...config, upper: undefined };
+    const stack = await openStack(lowers, { sources });
+    stack.close();
+    return stack.virtualSize;
+  });
 }
 
 /** GiB where it is a whole number of them, else bytes. */
@@ -55,13 +64,16 @@ function resizeFailure(call: Call, what: string, error: unknown): ExitError {
 async function readConfig(
   args: Args<"resize">,
   call: Call,
-): Promise<ImageConfig> {
-  await readServiceConfig(args.serviceConfig).catch((error) => {
-    throw resizeFailure(call, "failed to create image service", error);
-  });
-  return await readImageConfig(args.config).catch((error) => {
+): Promise<{ config: ImageConfig; settings: ServiceConfig }> {
+  const settings = await readServiceConfig(args.serviceConfig).catch(
+    (error) => {
+      throw resizeFailure(call, "failed to create image service", error);
+    },
+  );
+  const config = await readImageConfig(args.config).catch((error) => {
     throw resizeFailure(call, "failed to open overlaybd image", error);
   });
+  return { config, settings };
 }
 
 /** Runs `overlaybd-resize --config F --size N`. */
@@ -75,17 +87,18 @@ export async function run(args: Args<"resize">, call: Call): Promise<number> {
         : `${call.program}: ${fault}`,
     );
   }
-  const config = await readConfig(args, call);
+  const { config, settings } = await readConfig(args, call);
   const { upper } = config;
   if (upper === undefined || !hasUpper(config)) {
     throw resizeFailure(call, "resize failed", "the image has no upper");
   }
-  const inherited = await withResultFile(
-    config.resultFile,
-    () => inheritedSize(config),
-  ).catch((error) => {
-    throw resizeFailure(call, "failed to open overlaybd image", error);
-  });
+  const inherited = () =>
+    withResultFile(
+      config.resultFile,
+      () => inheritedSize(config, settings),
+    ).catch((error) => {
+      throw resizeFailure(call, "failed to open overlaybd image", error);
+    });
   const size = BigInt(args.size) * GIB;
   const { from, to } = await resizeUpper(
     upper.data,
@@ -93,6 +106,7 @@ export async function run(args: Args<"resize">, call: Call): Promise<number> {
     size,
     inherited,
   ).catch((error) => {
+    if (error instanceof ExitError) throw error;
     throw resizeFailure(call, "resize failed", error);
   });
   const did = from === to

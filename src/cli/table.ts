@@ -291,8 +291,10 @@ export const COMMANDS = {
         value: "CONFIG",
         kind: "file",
         help: "close gaps between records with data of this image, where " +
-          "the index would have more than 1,000,000 records",
+          "the index would have more than 1,000,000 records; remote lowers " +
+          "are fetched then",
       },
+      serviceConfig,
       ...upload,
       verbose,
     },
@@ -352,7 +354,8 @@ export const COMMANDS = {
   merge: {
     original: "overlaybd-merge",
     summary: "flatten an image into one layer",
-    details: "An existing output is replaced once the new one is on disk.",
+    details: "An existing output is replaced once the new one is on disk. " +
+      "Remote lowers are fetched to their end before.",
     positionals: {
       image_config_path: {
         kind: "file",
@@ -586,6 +589,7 @@ export const COMMANDS = {
   },
   map: {
     summary: "show which layer serves which range of an image",
+    details: "Of remote lowers only the indexes are fetched.",
     positionals: {
       config: {
         kind: "path",
@@ -593,12 +597,14 @@ export const COMMANDS = {
         help: "image configuration",
       },
     },
-    options: { json },
+    options: { serviceConfig, json },
     examples: [["map config.v1.json", "offset, length, layer"]],
   },
   check: {
     summary: "check a layer or an image: every rule, every checksum",
-    details: "Exit code 0: sound; 2: damaged; 1: could not be checked.",
+    details: "Remote lowers of an image are fetched to their end, and their " +
+      "digests checked. Exit code 0: sound; 2: damaged; 1: could not be " +
+      "checked.",
     positionals: {
       file: {
         kind: "path",
@@ -606,7 +612,7 @@ export const COMMANDS = {
         help: "image configuration or layer file",
       },
     },
-    options: { json },
+    options: { serviceConfig, json },
     examples: [
       ["check layer", "one layer"],
       ["check config.v1.json", "an image with all its layers"],
@@ -614,12 +620,13 @@ export const COMMANDS = {
   },
   diff: {
     summary: "show the ranges in which two disks differ",
-    details: "Exit code 0: the same; 1: different; 2: trouble.",
+    details: "What is data in an image's remote lowers is fetched as it is " +
+      "compared. Exit code 0: the same; 1: different; 2: trouble.",
     positionals: {
       a: { kind: "path", required: true, help: IMAGE_OR_LAYER },
       b: { kind: "path", required: true, help: IMAGE_OR_LAYER },
     },
-    options: { json },
+    options: { serviceConfig, json },
     examples: [["diff config.v1.json disk.img", "an image and a raw disk"]],
   },
   tcmu: {

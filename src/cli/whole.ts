@@ -1,88 +1,96 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Images for commands that read all of them: remote lowers are fetched to
- * their end before.
+ * Images for work that reads all of them on threads of its own: remote lowers
+ * are brought to their end before.
  *
  * @module
  */
 import type { ImageConfig } from "../image/config.ts";
+import type { SourcesOf } from "../image/disk.ts";
 import { type OpenStack, openStack } from "../image/image.ts";
-import type { ServiceConfig } from "../service/config.ts";
+import type { SourceSet } from "../source/sources.ts";
 import { showProgress } from "./progress.ts";
 import { interruptible } from "./signals.ts";
 
-/** A stack, and what its bytes come from. */
-export interface WholeStack extends AsyncDisposable {
+/** A stack of which nothing is missing, and what its bytes lie in. */
+export interface WholeStack {
   stack: OpenStack;
+  close(): void;
 }
 
-function warn(line: string): void {
-  console.error(line);
-}
-
-/** Fetches what is not here yet. */
-async function fetchAll(stack: OpenStack): Promise<void> {
-  const blobs = stack.lowers.flatMap(({ remote }) =>
-    remote === undefined ? [] : [remote.blob]
+/** Brings the remote lowers of a stack; the same configuration without any. */
+async function bringLowers(
+  config: ImageConfig,
+  stack: OpenStack,
+  sources: SourceSet,
+  files: DisposableStack,
+): Promise<ImageConfig> {
+  const { openWholeFile } = await import("../source/cache/whole.ts");
+  const total = stack.lowers.reduce(
+    (sum, { remote }) => sum + (remote?.blob.size ?? 0),
+    0,
   );
-  const PIECE = 4 << 20;
-  const total = blobs.reduce((sum, { size }) => sum + size, 0);
   let done = 0;
   using bar = showProgress("fetch");
+  const onBytes = (bytes: number) => {
+    done += bytes;
+    bar.onProgress?.({ done, total, written: done });
+  };
+  const lowers = [...config.lowers];
   await interruptible(async (signal) => {
-    for (const blob of blobs) {
-      for (let at = 0; at < blob.size; at += PIECE) {
-        signal.throwIfAborted();
-        await blob.need(at, PIECE);
-        done += Math.min(PIECE, blob.size - at);
-        bar.onProgress?.({ done, total, written: done });
-      }
+    for (const [position, { remote }] of stack.lowers.entries()) {
+      const lower = lowers[position];
+      if (remote === undefined || lower === undefined) continue;
+      const { url, dir, blob: { size } } = remote;
+      const about = { dir, size, signal, onBytes };
+      const whole = await openWholeFile(sources, url, about).catch((cause) => {
+        const why = cause instanceof Error ? cause.message : String(cause);
+        throw new Error(`cannot fetch lowers[${position}]: ${why}`, { cause });
+      });
+      files.use(whole);
+      lowers[position] = { ...lower, file: whole.path, dir: "", digest: "" };
     }
   });
+  return { ...config, lowers };
+}
+
+/**
+ * Opens an image's layers once more, with all of them here.
+ *
+ * @param stack the same, closed if there is another
+ * @throws {Error | ImageError} which layer cannot be had, and why
+ */
+export async function makeWhole(
+  config: ImageConfig,
+  stack: OpenStack,
+  sources: SourceSet | undefined,
+): Promise<WholeStack> {
+  using parts = new DisposableStack();
+  parts.use(stack);
+  if (
+    sources === undefined ||
+    stack.lowers.every(({ remote }) => remote === undefined)
+  ) {
+    const all = parts.move();
+    return { stack, close: () => all.dispose() };
+  }
+  const files = parts.use(new DisposableStack());
+  const local = await bringLowers(config, stack, sources, files);
+  const whole = files.use(await openStack(local, { readonly: true }));
+  const kept = files.move();
+  return { stack: whole, close: () => kept.dispose() };
 }
 
 /**
  * Opens an image's layers; nothing of them is missing.
  *
- * @throws {ImageError | SourceError} which layer cannot be had, and why
+ * @throws {Error | ImageError} which layer cannot be had, and why
  */
 export async function openWhole(
   config: ImageConfig,
-  settings: ServiceConfig,
+  sourcesOf: SourcesOf,
 ): Promise<WholeStack> {
-  const parts = new AsyncDisposableStack();
-  try {
-    const open = async () => {
-      if (config.repoBlobUrl === "") {
-        return await openStack(config, { readonly: true });
-      }
-      const { openRegistry } = await import("../service/registry.ts");
-      const { createSources } = await import("../source/sources.ts");
-      const { cacheDir, refillSize } = settings.cacheConfig;
-      const client = parts.use(openRegistry(() => settings, warn));
-      const sources = parts.use(createSources({
-        openBlob: client.openBlob,
-        cacheDir,
-        refillSize,
-        log: warn,
-      }));
-      const stack = await openStack(config, { readonly: true, sources });
-      const remote = stack.lowers.some(({ remote }) => remote !== undefined);
-      if (remote && !sources.pool.hold()) {
-        stack.close();
-        throw new Error(
-          `cannot fetch layers into ${cacheDir}: another process has it, or ` +
-            "it cannot be written; name another cacheConfig.cacheDir",
-        );
-      }
-      return stack;
-    };
-    const stack = parts.use(await open());
-    await fetchAll(stack);
-    const all = parts.move();
-    return { stack, [Symbol.asyncDispose]: () => all.disposeAsync() };
-  } catch (error) {
-    await parts.disposeAsync();
-    throw error;
-  }
+  const sources = await sourcesOf(config);
+  const stack = await openStack(config, { readonly: true, sources });
+  return await makeWhole(config, stack, sources);
 }

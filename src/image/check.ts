@@ -6,9 +6,18 @@
  */
 import type { JobOptions } from "../../ffi/pipelines.ts";
 import { checkLayer, type Finding } from "../layer/check.ts";
+import { DigestError } from "../source/cache/digest.ts";
+import { SourceError } from "../source/source.ts";
+import type { SourceSet } from "../source/sources.ts";
 import { dataLowers, type ImageConfig, type LowerConfig } from "./config.ts";
 import { hasUpper, openStack } from "./image.ts";
-import { localFile, MAX_LOWERS } from "./lowers.ts";
+import { blobUrl, localFile, MAX_LOWERS } from "./lowers.ts";
+
+/** How an image is checked. */
+export interface CheckOptions extends JobOptions {
+  /** where remote lowers come from; undefined: there are none */
+  sources?: SourceSet | undefined;
+}
 
 function error(code: string, where: string, text: string): Finding {
   return { severity: "error", code, where, text };
@@ -60,12 +69,60 @@ async function checkBlob(
   return findings;
 }
 
+/** The same for a lower in a registry, which is fetched to its end. */
+async function checkRemote(
+  lower: LowerConfig,
+  url: string,
+  where: string,
+  { sources, ...options }: CheckOptions & { sources: SourceSet },
+): Promise<Finding[]> {
+  const { openWholeFile } = await import("../source/cache/whole.ts");
+  const { dir, size, digest } = lower;
+  let done = 0;
+  try {
+    using file = await openWholeFile(sources, url, {
+      dir,
+      size,
+      signal: options.signal ?? new AbortController().signal,
+      onBytes(bytes) {
+        done += bytes;
+        options.onProgress?.({ total: size, done, written: 0 });
+      },
+    });
+    const findings = (await checkLayer(file.path, options)).map((f) => ({
+      ...f,
+      where: `${where}: ${f.where.replaceAll(file.path, digest)}`,
+      text: f.text.replaceAll(file.path, digest),
+    }));
+    const got = (await Deno.stat(file.path)).size;
+    if (size !== 0 && size !== got) {
+      const text = `${digest} has ${got} bytes, the config says ${size}`;
+      findings.push(error("size", where, text));
+    }
+    return findings;
+  } catch (cause) {
+    if (cause instanceof DigestError) {
+      return [error("digest", where, `${url}: ${cause.message}`)];
+    }
+    if (cause instanceof SourceError && cause.code === "ENOENT") {
+      return [error("missing", where, cause.message)];
+    }
+    throw cause;
+  }
+}
+
 async function checkLower(
   lower: LowerConfig,
+  config: ImageConfig,
   where: string,
-  options: JobOptions,
+  options: CheckOptions,
 ): Promise<Finding[]> {
   const path = localFile(lower);
+  const { sources } = options;
+  if (path === undefined && sources !== undefined && lower.digest !== "") {
+    const url = blobUrl(config, lower);
+    return await checkRemote(lower, url, where, { ...options, sources });
+  }
   if (path === undefined) {
     const named = [lower.file, lower.dir].filter((name) => name !== "");
     return [error(
@@ -90,7 +147,7 @@ async function checkLower(
  */
 export async function checkImage(
   config: ImageConfig,
-  options: JobOptions = {},
+  options: CheckOptions = {},
 ): Promise<Finding[]> {
   const findings: Finding[] = [];
   if (config.lowers.length > MAX_LOWERS) {
@@ -101,11 +158,16 @@ export async function checkImage(
     ));
   }
   for (const [i, lower] of dataLowers(config).entries()) {
-    findings.push(...await checkLower(lower, `lowers[${i}]`, options));
+    findings.push(
+      ...await checkLower(lower, config, `lowers[${i}]`, options),
+    );
   }
   if (findings.some((f) => f.severity === "error")) return findings;
   try {
-    using stack = await openStack(config, { readonly: true });
+    using stack = await openStack(config, {
+      readonly: true,
+      sources: options.sources,
+    });
     const where = hasUpper(config) ? "upper" : "image";
     for (const text of stack.warnings) {
       findings.push({ severity: "warning", code: "mended", where, text });

@@ -27,14 +27,19 @@ function zeroRun(disk: Disk, at: bigint): { zero: boolean; length: bigint } {
 }
 
 /** Reads n bytes at `at`, zeros past the end of the disk. */
-function readInto(disk: Disk, into: Uint8Array<ArrayBuffer>, at: bigint): void {
+async function readInto(
+  disk: Disk,
+  into: Uint8Array<ArrayBuffer>,
+  at: bigint,
+  signal: AbortSignal | undefined,
+): Promise<void> {
   const left = disk.size - at;
   const n = left <= 0n
     ? 0
     : left < BigInt(into.length)
     ? Number(left)
     : into.length;
-  if (n > 0) disk.read(into.subarray(0, n), at);
+  if (n > 0) await disk.read(into.subarray(0, n), at, signal);
   into.fill(0, n);
 }
 
@@ -70,8 +75,15 @@ export async function* diffDisks(
       const n = Math.ceil(Number(span) / SECTOR) * SECTOR;
       const x = left.subarray(0, n);
       const y = right.subarray(0, n);
-      readInto(a, x, at);
-      readInto(b, y, at);
+      const { signal } = options;
+      // Both to their end: nothing is closed under a read that goes on.
+      const read = await Promise.allSettled([
+        readInto(a, x, at, signal),
+        readInto(b, y, at, signal),
+      ]);
+      for (const one of read) {
+        if (one.status === "rejected") throw one.reason;
+      }
       if (!sameBytes(x, y)) {
         for (let i = 0; i < n; i += SECTOR) {
           const end = i + SECTOR;
@@ -85,7 +97,7 @@ export async function* diffDisks(
           }
         }
       }
-      // Reading is synchronous: let timers and signals have their turn.
+      // Reading may be synchronous: let timers and signals have their turn.
       await new Promise<void>((done) => setImmediate(done));
     }
     at += span;

@@ -5,10 +5,11 @@
  * @module
  */
 import {
+  closeDevice,
   type Extent,
   extents,
   newDevice,
-  readDeviceSync,
+  readDevice,
 } from "../../ffi/device.ts";
 import {
   closeFd,
@@ -21,20 +22,34 @@ import {
 import type { Bytes } from "../../ffi/handle.ts";
 import { newView } from "../../ffi/view.ts";
 import { looksLikeLayer, type OpenLayer, openLayer } from "../layer/open.ts";
-import { readImageConfig } from "./config.ts";
-import { openImage } from "./image.ts";
+import type { SourceSet } from "../source/sources.ts";
+import { type ImageConfig, readImageConfig } from "./config.ts";
+import { type OpenStack, openStack } from "./image.ts";
+import { unlessAborted } from "./lowers_disk.ts";
+import { wholeIndex } from "./map.ts";
+import { needRange } from "./plan.ts";
+import { servingRanges } from "./serving.ts";
+import { buildView } from "./view.ts";
 
-/** A disk to be read; reads on the calling thread, local bytes only. */
+/** A disk to be read. */
 export interface Disk {
   what: "image" | "layer" | "raw";
   /** bytes */
   size: bigint;
-  /** Fills all of `into`, zeros past the end of a raw file's last sector. */
-  read(into: Bytes, at: bigint): void;
+  /**
+   * Fills all of `into`, zeros past the end of a raw file's last sector.
+   *
+   * @throws {SourceError} it cannot be fetched
+   * @throws the signal's reason
+   */
+  read(into: Bytes, at: bigint, signal?: AbortSignal): Promise<void>;
   /** Runs from `at` on, in order; at least one while `at` < `size`. */
   runs(at: bigint, length: bigint): Extent[];
   close(): Promise<void>;
 }
+
+/** Gives the sources of an image; undefined: it has nothing remote. */
+export type SourcesOf = (config: ImageConfig) => Promise<SourceSet | undefined>;
 
 /** A file no larger than this may be an image config. */
 const MAX_CONFIG = 16 << 20;
@@ -53,16 +68,87 @@ export function isImageConfig(path: string): boolean {
   }
 }
 
-async function imageDisk(path: string): Promise<Disk> {
-  const image = await openImage(await readImageConfig(path), {
+/** What is fetched at a time, in bytes of the disk. */
+const AHEAD = 8n << 20n;
+/** What was fetched can be evicted before it is read: rare, and no harm. */
+const DEADLINE_MS = 60_000;
+const ESHUTDOWN = 108;
+
+/**
+ * Makes what fetches a stack's remote bytes before they are read in order:
+ * those behind them come along.
+ */
+function fetchAhead(stack: OpenStack): {
+  to(end: bigint, signal: AbortSignal | undefined): Promise<void>;
+  close(): void;
+} {
+  const { lowers, virtualSize } = stack;
+  if (lowers.every(({ remote }) => remote === undefined)) {
+    return { to: () => Promise.resolve(), close: () => {} };
+  }
+  const { index, layers } = wholeIndex(stack);
+  const never = new AbortController().signal;
+  let fetched = 0n;
+  return {
+    async to(end, signal = never) {
+      while (fetched < end) {
+        const next = fetched + AHEAD < virtualSize
+          ? fetched + AHEAD
+          : virtualSize;
+        const ranges = servingRanges(index, Number(fetched), Number(next));
+        const fetches = [...ranges].map(({ tag, offset, count }) => {
+          const layer = layers[tag];
+          return typeof layer === "number"
+            ? needRange(lowers, { layer, offset, count })
+            : undefined;
+        });
+        await unlessAborted(Promise.all(fetches), signal);
+        fetched = next;
+      }
+    },
+    close: () => index.close(),
+  };
+}
+
+async function imageDisk(path: string, sourcesOf: SourcesOf): Promise<Disk> {
+  const config = await readImageConfig(path);
+  const stack = await openStack(config, {
     readonly: true,
+    sources: await sourcesOf(config),
   });
+  using opening = new DisposableStack();
+  opening.use(stack);
+  const { virtualSize: size } = stack;
+  const view = buildView(stack.lowers, size);
+  opening.defer(() => view.close());
+  const device = newDevice(view, stack.upper?.upper, size, {
+    readonly: true,
+    deadlineMs: DEADLINE_MS,
+  });
+  opening.defer(() => device.close());
+  const ahead = fetchAhead(stack);
+  opening.defer(ahead.close);
+  const opened = opening.move();
+  const end = () => closeDevice(device, ESHUTDOWN);
   return {
     what: "image",
-    size: image.stack.virtualSize,
-    read: (into, at) => readDeviceSync(image.device, into, at),
-    runs: (at, length) => extents(image.device, at, length),
-    close: () => image.close(),
+    size,
+    async read(into, at, signal) {
+      await ahead.to(at + BigInt(into.length), signal);
+      signal?.throwIfAborted();
+      signal?.addEventListener("abort", end, { once: true });
+      try {
+        await readDevice(device, into, at);
+      } finally {
+        signal?.removeEventListener("abort", end);
+      }
+    },
+    runs: (at, length) => extents(device, at, length),
+    close: () => {
+      end();
+      opened.dispose();
+      return Promise.resolve();
+    },
   };
 }
 
@@ -73,7 +159,7 @@ function layerDisk(layer: OpenLayer): Disk {
   return {
     what: "layer",
     size,
-    read: (into, at) => readDeviceSync(device, into, at),
+    read: (into, at) => readDevice(device, into, at),
     runs: (at, length) => extents(device, at, length),
     close: () => {
       device.close();
@@ -93,6 +179,7 @@ function rawDisk(path: string): Disk {
     read: (into, at) => {
       const got = preadFd(fd, into, at);
       into.fill(0, got);
+      return Promise.resolve();
     },
     runs: (at, length) => {
       const end = at + length < size ? at + length : size;
@@ -115,10 +202,14 @@ function rawDisk(path: string): Disk {
 /**
  * Opens a config, a layer file or a raw image, whichever it is.
  *
+ * @param sourcesOf where an image's remote lowers come from
  * @throws {ImageError | FormatError} it is one of ours, and damaged
  */
-export async function openDisk(path: string): Promise<Disk> {
-  if (isImageConfig(path)) return await imageDisk(path);
+export async function openDisk(
+  path: string,
+  sourcesOf: SourcesOf = () => Promise.resolve(undefined),
+): Promise<Disk> {
+  if (isImageConfig(path)) return await imageDisk(path, sourcesOf);
   if (looksLikeLayer(path)) return layerDisk(await openLayer(path));
   return rawDisk(path);
 }

@@ -18,7 +18,7 @@ import {
 } from "../../ffi/files.ts";
 import type { Bytes } from "../../ffi/handle.ts";
 import type { CachedBlob } from "../source/cache/blob.ts";
-import { sha256Of } from "../source/cache/digest.ts";
+import { DigestError, sha256Of } from "../source/cache/digest.ts";
 import { presentUnits } from "../source/cache/file.ts";
 import { type RangeBody, SourceError } from "../source/source.ts";
 import type { ImageAudit, ImageLog } from "./log.ts";
@@ -43,11 +43,6 @@ export interface FetchLayerOptions {
   signal: AbortSignal;
   log: ImageLog;
   audit: ImageAudit | undefined;
-}
-
-/** What has been brought is not what the digest says. */
-export class DigestError extends Error {
-  override readonly name = "DigestError";
 }
 
 /** The file that a layer is brought into, and where it is found then. */

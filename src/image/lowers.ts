@@ -35,6 +35,14 @@ export interface OpenLower extends OpenLayer {
   };
 }
 
+/** Where a lower is in its registry. */
+export function blobUrl(
+  { repoBlobUrl }: ImageConfig,
+  { digest }: LowerConfig,
+): string {
+  return `${repoBlobUrl.replace(/\/?$/, "/")}${digest}`;
+}
+
 /** A name that cannot be looked up is there: opening it gives the reason. */
 function mayExist(path: string): boolean {
   try {
@@ -70,9 +78,9 @@ function missingLocal(lower: LowerConfig, config: ImageConfig): ImageError {
       "empty repoBlobUrl",
     );
   }
-  const url = `${config.repoBlobUrl.replace(/\/?$/, "/")}${lower.digest}`;
+  const url = blobUrl(config, lower);
   return new ImageError(
-    `no local copy of ${lower.digest}, and this version reads local layers only`,
+    `no local copy of ${lower.digest}, and no sources to fetch it from`,
     `failed to open remote file /${url}: Operation not supported`,
   );
 }
@@ -99,7 +107,7 @@ async function openRemote(
   config: ImageConfig,
   sources: SourceSet,
 ): Promise<OpenLower> {
-  const url = `${config.repoBlobUrl.replace(/\/?$/, "/")}${lower.digest}`;
+  const url = blobUrl(config, lower);
   try {
     const { dir, size } = lower;
     const about = { dir, size };

@@ -6,12 +6,12 @@
  * @module
  */
 import { closeDevice, newDevice, readDevice } from "../../ffi/device.ts";
-import { lookup, mergeIndexes } from "../../ffi/index.ts";
+import { mergeIndexes } from "../../ffi/index.ts";
 import { newView } from "../../ffi/view.ts";
 import { FormatError } from "../format/error.ts";
-import { parseRecords } from "../format/lsmt.ts";
 import type { OpenLower } from "./lowers.ts";
 import { type LayerRange, needRange } from "./plan.ts";
+import { servingRanges } from "./serving.ts";
 
 /** See the module's comment; all numbers are bytes. */
 export interface LowersDisk {
@@ -26,13 +26,11 @@ export interface LowersDisk {
   close(): Promise<void>;
 }
 
-const SECTOR = 512;
 /** Read and kept at once; what is asked for is mostly near the last. */
 const PAGE = 16384;
 const MAX_PAGES = 256;
 /** Pages that are looked at before the disk counts as a trap. */
 const MAX_READS = 100_000;
-const MAX_LOOKUP = 4096;
 /** What was fetched can be evicted before it is read: rare, and no harm. */
 const DEADLINE_MS = 60_000;
 const ESHUTDOWN = 108;
@@ -82,22 +80,9 @@ export function openLowersDisk(
   let reads = 0;
 
   function* serving(at: number, length: number): Generator<LayerRange> {
-    let lba = Math.floor(at / SECTOR);
-    const end = Math.min(size / SECTOR, Math.ceil((at + length) / SECTOR));
-    while (lba < end) {
-      const records = [
-        ...parseRecords(lookup(index, lba, end - lba, MAX_LOOKUP)),
-      ];
-      for (const record of records) {
-        lba = record.offset + record.length;
-        if (record.zeroed) continue;
-        yield {
-          layer: lowers.length - 1 - record.tag,
-          offset: record.moffset * SECTOR,
-          count: record.length * SECTOR,
-        };
-      }
-      if (records.length < MAX_LOOKUP) return;
+    const end = Math.min(size, at + length);
+    for (const { tag, offset, count } of servingRanges(index, at, end)) {
+      yield { layer: lowers.length - 1 - tag, offset, count };
     }
   }
 

@@ -25,7 +25,7 @@ export interface MapEntry {
 const BATCH = 4096;
 
 /** One index over everything, and what its tags stand for. */
-function wholeIndex(
+export function wholeIndex(
   stack: OpenStack,
 ): { index: Index; layers: (number | "upper")[] } {
   const layers: (number | "upper")[] = stack.lowers.map((_, i) => i).reverse();

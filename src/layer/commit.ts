@@ -57,9 +57,9 @@ export interface CommitOptions extends WriteOptions {
   uuid?: string | undefined;
   /** @default what the layer's header says */
   parentUuid?: string | undefined;
-  /** lower layers, bottom first: where the index would have too many records,
-   * their data closes gaps */
-  fill?: readonly FillLayer[];
+  /** gives lower layers, bottom first: where the index would have too many
+   * records, their data closes gaps */
+  fill?: () => Promise<readonly FillLayer[]>;
 }
 
 /** The input of a commit, opened. */
@@ -137,7 +137,11 @@ export async function commitLayer(
   ) {
     return { ...await writeLayer(layer, write), warnings: input.warnings };
   }
-  using filled = fillGaps(input.index, input.source, options.fill);
+  using filled = fillGaps(
+    input.index,
+    input.source,
+    await options.fill(),
+  );
   const written = await writeLayer({
     ...layer,
     ...filled,

@@ -88,7 +88,8 @@ export async function setUpperSize(
 /**
  * Grows a writable layer.
  *
- * @param inherited size of the stack below, for a layer without its own
+ * @param inherited gives the size of the stack below, for a layer without its
+ *   own
  * @throws {LayerError} the new size is smaller; nothing was touched
  * @throws {BusyError | FormatError | EngineError} nothing was changed
  */
@@ -96,11 +97,11 @@ export async function resizeUpper(
   data: string,
   index: string,
   size: bigint,
-  inherited: bigint,
+  inherited: () => Promise<bigint>,
 ): Promise<Resized> {
   // Held open, and so locked, until both headers are changed.
   using upper = await openUpper({ data, index, readonly: false });
-  const from = upper.virtualSize === 0n ? inherited : upper.virtualSize;
+  const from = upper.virtualSize === 0n ? await inherited() : upper.virtualSize;
   if (size < from) {
     throw new LayerError(
       `cannot shrink ${data} from ${from} to ${size} bytes: the file system ` +

@@ -602,7 +602,13 @@ Deno.test("a resize cut short anywhere leaves the old size or the new one", asyn
       ]),
       trace: await trace(
         dir,
-        () => resizeUpper(upper.data, upper.index, BigInt(2 * SIZE), 0n),
+        () =>
+          resizeUpper(
+            upper.data,
+            upper.index,
+            BigInt(2 * SIZE),
+            () => Promise.resolve(0n),
+          ),
       ),
       steps: [],
       before: want,

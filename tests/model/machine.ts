@@ -363,7 +363,12 @@ async function grow(state: State, sectors: number): Promise<void> {
   await close(state);
   state.sectors += sectors;
   const { data, index } = state.upper;
-  await resizeUpper(data, index, BigInt(state.sectors * SECTOR), 0n);
+  await resizeUpper(
+    data,
+    index,
+    BigInt(state.sectors * SECTOR),
+    () => Promise.resolve(0n),
+  );
   state.plain.grow(state.sectors);
   await open(state);
 }

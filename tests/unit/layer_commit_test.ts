@@ -24,38 +24,17 @@ import {
   concat,
   layerBytes,
   logBytes,
+  putUpper,
   type Rec,
   recordBytes,
+  scatteredUpper,
 } from "./layer_files.ts";
 
 const UUID = "01234567-89ab-4cde-8f01-23456789abcd";
 const PARENT = "00112233-4455-4677-8899-aabbccddeeff";
 
-function put(dir: TempDir, made: ReturnType<typeof logBytes>, name = "rw") {
-  const paths = {
-    data: dir.file(`${name}.data`),
-    index: dir.file(`${name}.index`),
-  };
-  Deno.writeFileSync(paths.data, made.data);
-  Deno.writeFileSync(paths.index, made.index);
-  return paths;
-}
-
 const names = (dir: TempDir) =>
   [...Deno.readDirSync(dir.path)].map((entry) => entry.name).sort();
-
-/** A log layer of n records of one sector each, `step` sectors apart. */
-function scattered(dir: TempDir, n: number, step: number, name = "rw") {
-  const words = new BigUint64Array(2 * n);
-  for (let i = 0; i < n; i++) {
-    words[2 * i] = BigInt(i * step) | 1n << 50n;
-    words[2 * i + 1] = BigInt(8 + i % 8);
-  }
-  const size = { virtualSize: n * step * 512 };
-  const made = logBytes({ records: [], header: size, index: size });
-  made.index = concat(made.index, new Uint8Array(words.buffer));
-  return put(dir, made, name);
-}
 
 Deno.test("the spec's worked example commits to its sha256", async () => {
   using dir = tempDir();
@@ -71,7 +50,7 @@ Deno.test("the spec's worked example commits to its sha256", async () => {
   made.data.fill(0x41, BLOCK);
   const output = dir.file("out");
   const written = await commitLayer({
-    ...put(dir, made),
+    ...putUpper(dir, made),
     output,
     userTag: new TextEncoder().encode("hi"),
     uuid: UUID,
@@ -97,7 +76,7 @@ Deno.test("sealing the worked example appends index and trailer", async () => {
     { lba: 100, n: 4, at: 16, zeroed: true },
   ];
   const made = logBytes({ records, header: size, index: size });
-  const paths = put(dir, made);
+  const paths = putUpper(dir, made);
   await sealLayer(paths.data, paths.index);
   deepEqual(
     Deno.readFileSync(paths.data),
@@ -126,7 +105,7 @@ Deno.test("a seal that fails cuts the file back", async () => {
     for (let nth = 1; nth <= count; nth++) {
       using dir = tempDir();
       const made = logBytes();
-      const paths = put(dir, made);
+      const paths = putUpper(dir, made);
       faultIo(op, nth, 28);
       await rejects(
         sealLayer(paths.data, paths.index),
@@ -140,7 +119,7 @@ Deno.test("a seal that fails cuts the file back", async () => {
 
 Deno.test("a layer that is being written is neither committed nor sealed", async () => {
   using dir = tempDir();
-  const paths = put(dir, logBytes());
+  const paths = putUpper(dir, logBytes());
   using _ = await openUpper({ ...paths, readonly: false });
   const output = dir.file("out");
   await rejects(commitLayer({ ...paths, output }), BusyError);
@@ -160,7 +139,7 @@ Deno.test("an existing output is refused before the input is read", async () => 
 
 Deno.test("a commit that fails or is stopped leaves no output", async () => {
   using dir = tempDir();
-  const paths = put(dir, logBytes());
+  const paths = putUpper(dir, logBytes());
   const output = dir.file("out");
   faultIo(IO.PWRITE, 1, 28);
   await rejects(commitLayer({ ...paths, output }), /no space left/);
@@ -179,7 +158,7 @@ Deno.test("commit takes size and parent from the header, the rest is nil", async
     header: { virtualSize: 1 << 21, uuid: UUID, parentUuid: PARENT },
   });
   const output = dir.file("out");
-  await commitLayer({ ...put(dir, made), output });
+  await commitLayer({ ...putUpper(dir, made), output });
   using layer = await openLayer(output);
   for (const block of [layer.header, layer.trailer]) {
     equal(block.virtualSize, 1n << 21n);
@@ -196,7 +175,7 @@ Deno.test("64 KiB blocks of noise are written with 32 KiB", async () => {
   for (let at = BLOCK; at < made.data.length; at += 65536) {
     crypto.getRandomValues(made.data.subarray(at, at + 65536));
   }
-  const paths = put(dir, made);
+  const paths = putUpper(dir, made);
   for (const tar of [false, true]) {
     const output = dir.file(`out-${tar}`);
     const written = await commitLayer({
@@ -216,7 +195,7 @@ Deno.test("64 KiB blocks of noise are written with 32 KiB", async () => {
 
 Deno.test("more than 1,000,000 records: commit and seal refuse, fill helps", async () => {
   using dir = tempDir("memory");
-  const paths = scattered(dir, 1_000_200, 3);
+  const paths = scatteredUpper(dir, 1_000_200, 3);
   const output = dir.file("out");
   await rejects(commitLayer({ ...paths, output }), (error) => {
     ok(error instanceof LayerError);
@@ -239,7 +218,11 @@ Deno.test("more than 1,000,000 records: commit and seal refuse, fill helps", asy
     }),
   );
   using lower = await openLayer(dir.file("lower"));
-  const written = await commitLayer({ ...paths, output, fill: [lower] });
+  const written = await commitLayer({
+    ...paths,
+    output,
+    fill: () => Promise.resolve([lower]),
+  });
   equal(written.warnings.length, 0);
   using layer = await openLayer(output);
   ok(layer.trailer.indexSize <= 1_000_000n);
@@ -308,7 +291,7 @@ Deno.test("merge keeps levels apart, and folds them when they are too many", asy
     const made = logBytes({ records: [], header: size, index: size });
     made.index = concat(made.index, new Uint8Array(words.buffer));
     made.data.fill(from + 1, BLOCK);
-    const paths = put(dir, made, name);
+    const paths = putUpper(dir, made, name);
     const output = dir.file(`${name}.lsmt`);
     await commitLayer({ ...paths, output });
     return await openLayer(output);
@@ -350,7 +333,7 @@ Deno.test("merge writes the stack's real size, not a header's", async () => {
 
 Deno.test("a user tag of 256 bytes is stored, one of 257 makes nothing", async () => {
   using dir = tempDir();
-  const paths = put(dir, logBytes());
+  const paths = putUpper(dir, logBytes());
   await commitLayer({
     ...paths,
     output: dir.file("a"),

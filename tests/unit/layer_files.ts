@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { TempDir } from "../lib/env.ts";
 import { encodeLsmtBlock, FLAGS } from "../../src/format/lsmt.ts";
 
 export const BLOCK = 4096;
@@ -99,4 +100,37 @@ export function logBytes(
       recordBytes(records),
     ),
   };
+}
+
+/** Writes a writable layer's files. */
+export function putUpper(
+  dir: TempDir,
+  made: ReturnType<typeof logBytes>,
+  name = "rw",
+) {
+  const paths = {
+    data: dir.file(`${name}.data`),
+    index: dir.file(`${name}.index`),
+  };
+  Deno.writeFileSync(paths.data, made.data);
+  Deno.writeFileSync(paths.index, made.index);
+  return paths;
+}
+
+/** A log layer of n records of one sector each, `step` sectors apart. */
+export function scatteredUpper(
+  dir: TempDir,
+  n: number,
+  step: number,
+  name = "rw",
+) {
+  const words = new BigUint64Array(2 * n);
+  for (let i = 0; i < n; i++) {
+    words[2 * i] = BigInt(i * step) | 1n << 50n;
+    words[2 * i + 1] = BigInt(8 + i % 8);
+  }
+  const size = { virtualSize: n * step * 512 };
+  const made = logBytes({ records: [], header: size, index: size });
+  made.index = concat(made.index, new Uint8Array(words.buffer));
+  return putUpper(dir, made, name);
 }

@@ -31,7 +31,12 @@ Deno.test("growing changes the size in every header, and nothing else", async ()
     const paths = await layer(dir, kind);
     const before = state(paths);
     deepEqual(
-      await resizeUpper(paths.data, paths.index, 3n * GIB, 0n),
+      await resizeUpper(
+        paths.data,
+        paths.index,
+        3n * GIB,
+        () => Promise.resolve(0n),
+      ),
       { from: GIB, to: 3n * GIB },
     );
     const grown = state(paths);
@@ -51,14 +56,17 @@ Deno.test("a shrink is refused and touches nothing", async () => {
   const paths = await layer(dir, "log");
   const before = state(paths);
   await rejects(
-    resizeUpper(paths.data, paths.index, GIB - 512n, 0n),
+    resizeUpper(paths.data, paths.index, GIB - 512n, () => Promise.resolve(0n)),
     LayerError,
   );
   deepEqual(state(paths), before);
   const inherits = tempDir();
   using _ = inherits;
   const zero = await layer(inherits, "log", 0n);
-  await rejects(resizeUpper(zero.data, zero.index, GIB, 2n * GIB), LayerError);
+  await rejects(
+    resizeUpper(zero.data, zero.index, GIB, () => Promise.resolve(2n * GIB)),
+    LayerError,
+  );
 });
 
 Deno.test("a layer in use is refused", async () => {
@@ -66,7 +74,7 @@ Deno.test("a layer in use is refused", async () => {
   const paths = await layer(dir, "log");
   using _ = await openUpper({ ...paths, readonly: true });
   await rejects(
-    resizeUpper(paths.data, paths.index, 2n * GIB, 0n),
+    resizeUpper(paths.data, paths.index, 2n * GIB, () => Promise.resolve(0n)),
     BusyError,
   );
 });
@@ -84,7 +92,7 @@ Deno.test("whatever fails, the old size is back", async () => {
           paths.data,
           paths.index,
           2n * GIB,
-          0n,
+          () => Promise.resolve(0n),
         ).then(() => false, () => true);
         faultIo(op, 1, EIO, 0);
         if (failed) deepEqual(state(paths), before, `${kind} ${op} ${nth}`);

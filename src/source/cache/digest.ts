@@ -8,6 +8,11 @@ import { preadFd } from "../../../ffi/files.ts";
 
 const PIECE = 1 << 20;
 
+/** What has been brought is not what the digest says. */
+export class DigestError extends Error {
+  override readonly name = "DigestError";
+}
+
 /**
  * The digest of bytes [0, size) of a file, as `sha256:<hex>`.
  *

@@ -46,8 +46,18 @@ export function openStore(path: string): StoreFile {
 
 /** A file without a name, in memory where that is possible. */
 export function openUnlinked(): StoreFile {
+  return openNameless(["/dev/shm", "/tmp", "/var/tmp"]);
+}
+
+/** One for more than memory should hold. */
+export function openUnlinkedOnDisk(): StoreFile {
+  const dir = Deno.env.get("TMPDIR");
+  return openNameless([...(dir ? [dir] : []), "/var/tmp", "/tmp"]);
+}
+
+function openNameless(dirs: readonly string[]): StoreFile {
   let failure: unknown;
-  for (const dir of ["/dev/shm", "/tmp", "/var/tmp"]) {
+  for (const dir of dirs) {
     try {
       const fd = openFd(dir, O.TMPFILE | O.RDWR, 0o600);
       return { fd, size: 0, kept: false };

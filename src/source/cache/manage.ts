@@ -10,11 +10,12 @@ import { closeFd } from "../../../ffi/files.ts";
 import type { Progress } from "../../../ffi/pipelines.ts";
 import type { SourceSet } from "../sources.ts";
 import { limitsOf } from "./evict.ts";
-import { sha256Of } from "./digest.ts";
+import { DigestError, sha256Of } from "./digest.ts";
 import { openStore, presentUnits } from "./file.ts";
 import { isDigest, type PoolFile } from "./directory.ts";
 import { loadSaved, removeSaved } from "./state.ts";
 import { countBits } from "./units.ts";
+import { keepWhole } from "./whole.ts";
 
 /** A blob of the cache. */
 export interface CacheEntry {
@@ -98,9 +99,6 @@ export interface CacheManager {
   ): Promise<Pulled[]>;
 }
 
-/** Bytes of one blob that are asked for at once. */
-const WINDOW = 16 << 20;
-const PULL_TRIES = 2;
 /** Blobs that are pulled at once. */
 const PULLS = 4;
 
@@ -206,23 +204,14 @@ export function createManager(
     onBytes(0, blob.size);
     const name = blobName(url);
     const opened = sources.blobs().get(name);
-    // Once more for what was damaged on its way, or lay here damaged.
-    for (let left = PULL_TRIES;; left--) {
-      for (let at = 0; at < blob.size; at += WINDOW) {
-        const n = Math.min(WINDOW, blob.size - at);
-        await blob.prefetch(at, n);
-        if (left === PULL_TRIES) onBytes(n, 0);
-      }
-      const digest = await opened?.digest();
-      if (digest === name) break;
-      const wrong = digest ?? opened?.wrong();
-      if (wrong === undefined) {
-        throw new Error(`cannot pull ${url}: the cache does not keep it`);
-      }
-      blob.forget();
-      if (left === 1) {
-        throw new Error(`cannot pull ${url}: what came is ${wrong}`);
-      }
+    const kept = opened !== undefined &&
+      await keepWhole(name, opened, blob.prefetch, (n) => onBytes(n, 0))
+        .catch((cause) => {
+          if (!(cause instanceof DigestError)) throw cause;
+          throw new Error(`cannot pull ${url}: ${cause.message}`, { cause });
+        });
+    if (!kept) {
+      throw new Error(`cannot pull ${url}: the cache does not keep it`);
     }
     return { url, size: blob.size, fetched: blob.stats.fetchedBytes - before };
   };
