@@ -430,6 +430,33 @@ Deno.test("what is evicted from a raw blob and fetched again is checked as what 
   assert.equal(await opened?.digest(), name);
 });
 
+Deno.test("a blob that is closed while it is looked at has no digest, never another file's", async () => {
+  using dir = tempDir();
+  const content = noise(19, 64 * UNIT);
+  const url = urlOf(content);
+  const origin = makeOrigin(content);
+  const cache = dir.file("cache");
+  {
+    await using sources = sourcesOf(origin, cache);
+    await readBlob(sources, url);
+  }
+  // Whole, as its file says, and nobody has looked yet.
+  Deno.removeSync(`${cache}.state`, { recursive: true });
+  await using sources = sourcesOf(origin, cache);
+  const blob = await sources.open(url);
+  const name = `sha256:${sha256(content)}`;
+  const looking = sources.blobs().get(name)?.digest();
+  blob.close();
+  Deno.writeFileSync(dir.file("other"), new Uint8Array(content.length));
+  const others = new Set<number>();
+  for (let i = 0; i < 50; i++) {
+    others.add(openFd(dir.file("other"), O.RDONLY));
+    await new Promise((go) => setTimeout(go));
+  }
+  assert.equal(await looking, undefined);
+  for (const fd of others) closeFd(fd);
+});
+
 Deno.test("a blob replaced by one of another size is an error, never mixed", async () => {
   using dir = tempDir();
   const content = noise(19, 10 * UNIT);
@@ -669,9 +696,11 @@ Deno.test("eviction: closed blobs go first when they were used longer ago, pinne
           new Uint8Array(0),
       ).openBlob(url),
   });
-  for (const content of contents) {
+  for (const [i, content] of contents.entries()) {
     await readBlob(sources, urlOf(content));
-    await new Promise((done) => setTimeout(done, 30));
+    do await new Promise((done) => setTimeout(done, 30)); while (
+      sources.pool.isOpen(names[i] ?? "")
+    );
   }
   const there = () =>
     names.map((name) =>

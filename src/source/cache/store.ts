@@ -44,7 +44,8 @@ export interface Kept {
 export interface OpenedBlob {
   blob: OwnedBlob;
   /**
-   * The sha256 of what is in the file; undefined: not all of it is.
+   * The sha256 of what is in the file; undefined: not all of it is, or the
+   * blob was closed meanwhile.
    *
    * @throws {EngineError} it cannot be read
    */
@@ -175,9 +176,7 @@ export async function openKept(
   const isWhole = () =>
     countBits(blob.present()) === Math.ceil(blob.size / unit);
   /** Of what stays as it is meanwhile; undefined: not all of it is there. */
-  const look = async (
-    signal: AbortSignal | undefined,
-  ): Promise<string | undefined> => {
+  const look = async (signal: AbortSignal): Promise<string | undefined> => {
     while (isWhole()) {
       const before = edits;
       const digest = await sha256Of(fd, blob.size, signal);
@@ -223,7 +222,14 @@ export async function openKept(
       if (!isWhole()) return undefined;
       await checking;
       if (verified) return name;
-      return await look(within);
+      // Its descriptor may be another file's once it is closed.
+      const ends = within === undefined ? [] : [within];
+      try {
+        return await look(AbortSignal.any([stop.signal, ...ends]));
+      } catch (error) {
+        if (stop.signal.aborted) return undefined;
+        throw error;
+      }
     },
     async close() {
       stop.abort();
