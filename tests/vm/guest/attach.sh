@@ -156,7 +156,7 @@ people() {
 		overlaybd detach "$disk"
 	# In a mount namespace that we do not see.
 	unshare -m sleep 1000 &
-	sleep 1
+	until_ok 30 grep -qx sleep "/proc/$!/comm"
 	umount mnt
 	refuses "cannot detach .*: $disk is in use" overlaybd detach "$disk"
 	kill $!
