@@ -7,7 +7,7 @@
  */
 import { equal, ok } from "node:assert/strict";
 import { dirname, join, resolve } from "node:path";
-import { EXECUTABLE, mustRun, ROOT, run } from "./env.ts";
+import { EXECUTABLE, have, mustRun, ROOT, run } from "./env.ts";
 
 const VM_RUN = join(ROOT, "tests/vm/vm-run");
 /** Whole counts are asked for. */
@@ -27,6 +27,8 @@ export interface GuestOptions {
   timeout?: number;
   /** kernel modules to load first */
   modules?: readonly string[];
+  /** a program that the guest runs, of the host's */
+  needs?: string;
   /** run only the checks whose name this matches */
   only?: string;
 }
@@ -38,9 +40,13 @@ interface Outcome {
   said: string;
 }
 
-/** Why no guest with this kernel can be booted here; undefined: it can. */
-async function reasonAgainst(kernel: string): Promise<string | undefined> {
+/** Why no such guest can be booted here; undefined: it can. */
+async function reasonAgainst(
+  kernel: string,
+  needs: string | undefined,
+): Promise<string | undefined> {
   if (EXECUTABLE === undefined) return "no executable was built";
+  if (needs !== undefined && !have(needs)) return `no ${needs}`;
   const { code, stderr } = await run(VM_RUN, ["--kernel", kernel, "--prepare"]);
   return code === 0 ? undefined : stderr.trim().split("\n").at(-1);
 }
@@ -128,7 +134,7 @@ export async function guestTests(
   options: GuestOptions = {},
 ): Promise<void> {
   const { kernel = KERNELS[0], only = Deno.env.get("VM_ONLY") ?? "" } = options;
-  const why = await reasonAgainst(kernel);
+  const why = await reasonAgainst(kernel, options.needs);
   const where = kernel === KERNELS[0] ? "" : ` (${kernel})`;
   const start = bootOnce(script, options);
   const next = boots.push(start);

@@ -126,6 +126,13 @@ stop_daemon() {
 	kill -TERM "$pid"
 	until_ok "${1:-30}" gone "$pid"
 }
+kill_and_start() {
+	local pid
+	pid=$(daemon_pid)
+	kill -9 "$pid"
+	until_ok 60 gone "$pid"
+	start_daemon
+}
 gone() { ! kill -0 "$1" || [ "$(cut -d' ' -f3 "/proc/$1/stat")" = Z ]; }
 
 # ---- images ----------------------------------------------------------------
@@ -149,6 +156,19 @@ layered() {
 	for layer; do lowers+="${lowers:+, }{\"file\": \"$layer\"}"; done
 	cat >"$dir/config.v1.json" <<-END
 	{"lowers": [$lowers], "resultFile": "$dir/result"}
+	END
+}
+
+# writable_over LAYER DIR [-s]: an image of this layer and a writable one on it
+writable_over() {
+	local layer=$1 dir=$2
+	shift 2
+	mkdir -p "$dir"
+	overlaybd create "$@" "$dir/data" "$dir/index" 0
+	cat >"$dir/config.v1.json" <<-END
+	{"lowers": [{"file": "$layer"}],
+	 "upper": {"data": "$dir/data", "index": "$dir/index"},
+	 "resultFile": "$dir/result"}
 	END
 }
 
