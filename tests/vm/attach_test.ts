@@ -4,18 +4,15 @@
  */
 import { guestTests, KERNELS, SOAK } from "../lib/vm.ts";
 
-for (const kernel of KERNELS) {
-  // Of the newer kernel, what depends on the kernel most.
-  const main = kernel === KERNELS[0] || SOAK;
+// Guests of a second kernel do not fit into the time of `make test`.
+for (const kernel of SOAK ? KERNELS : KERNELS.slice(0, 1)) {
   const options = {
     kernel,
     disk: SOAK ? "16G" : "2G",
     memory: 1536,
   };
-  const some = (only: string) => main ? options : { ...options, only };
-  await guestTests("attach.sh", some("again and again"));
-  await guestTests("daemon.sh", some("kill -9 under"));
-  if (!main) continue;
+  await guestTests("attach.sh", options);
+  await guestTests("daemon.sh", options);
   await guestTests("disk.sh", options);
   await guestTests("fabric.sh", options);
 }
