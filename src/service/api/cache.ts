@@ -9,7 +9,13 @@ import { fileInfo } from "../../layer/files.ts";
 import type { CacheManager } from "../../source/cache/manage.ts";
 import { RequestError } from "../refusal.ts";
 import type { Service } from "../service.ts";
-import { type ApiContext, createRoutes, json, otherwise } from "./context.ts";
+import {
+  type ApiContext,
+  body,
+  createRoutes,
+  json,
+  otherwise,
+} from "./context.ts";
 
 const bytes = z.int().min(0);
 const name = z.string().regex(/^[a-z0-9]+:[0-9a-f]{32,128}$/)
@@ -54,13 +60,6 @@ const verifiedSchema = z.strictObject({
     description: "wrong: it was dropped; partial: not all of it is here",
   }),
 }).openapi("VerifiedBlob");
-
-/** A body of JSON that has to be there. */
-function body<Schema extends z.ZodType>(schema: Schema) {
-  return {
-    body: { required: true, content: { "application/json": { schema } } },
-  };
-}
 
 const stat = createRoute({
   method: "get",

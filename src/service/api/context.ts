@@ -52,6 +52,13 @@ export function json<Schema extends z.ZodType>(
   };
 }
 
+/** A body of JSON that has to be there. */
+export function body<Schema extends z.ZodType>(schema: Schema) {
+  return {
+    body: { required: true, content: { "application/json": { schema } } },
+  };
+}
+
 /** Every other answer of every route. */
 export const otherwise = {
   default: {

@@ -8,7 +8,13 @@ import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import { VERSION } from "../../format/version.ts";
 import { withoutSecrets } from "../log.ts";
 import { RequestError } from "../refusal.ts";
-import { type ApiContext, createRoutes, json, otherwise } from "./context.ts";
+import {
+  type ApiContext,
+  body,
+  createRoutes,
+  json,
+  otherwise,
+} from "./context.ts";
 
 const settingSchema = z.strictObject({
   key: z.string(),
@@ -67,12 +73,7 @@ const setLevel = createRoute({
   method: "put",
   path: "/v1/log-level",
   summary: "Log more or less, until the configuration is read again",
-  request: {
-    body: {
-      required: true,
-      content: { "application/json": { schema: levelSchema } },
-    },
-  },
+  request: body(levelSchema),
   responses: { 200: json(levelSchema, "The least."), ...otherwise },
 });
 

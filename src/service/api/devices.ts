@@ -8,7 +8,13 @@ import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import { deviceStats } from "../../../ffi/device.ts";
 import { fullPath } from "../../layer/files.ts";
 import type { ServedImage } from "../service.ts";
-import { type ApiContext, createRoutes, json, otherwise } from "./context.ts";
+import {
+  type ApiContext,
+  body,
+  createRoutes,
+  json,
+  otherwise,
+} from "./context.ts";
 
 /** An absolute path on the daemon's machine. */
 const path = z.string().regex(/^\/[^\0]*$/).max(4095)
@@ -108,12 +114,7 @@ const attach = createRoute({
   method: "post",
   path: "/v1/devices",
   summary: "Open an image and show it",
-  request: {
-    body: {
-      required: true,
-      content: { "application/json": { schema: attachSchema } },
-    },
-  },
+  request: body(attachSchema),
   responses: {
     201: json(deviceSchema, "It can be used."),
     ...otherwise,
@@ -159,17 +160,12 @@ const resize = createRoute({
   summary: "Grow a device while it is used",
   request: {
     params: idParam,
-    body: {
-      required: true,
-      content: {
-        "application/json": {
-          schema: z.strictObject({
-            bytes: z.int().min(512).max(Number.MAX_SAFE_INTEGER)
-              .multipleOf(512),
-          }).openapi("Resize"),
-        },
-      },
-    },
+    ...body(
+      z.strictObject({
+        bytes: z.int().min(512).max(Number.MAX_SAFE_INTEGER)
+          .multipleOf(512),
+      }).openapi("Resize"),
+    ),
   },
   responses: { 200: json(deviceSchema, "It has grown."), ...otherwise },
 });
@@ -180,19 +176,14 @@ const snapshot = createRoute({
   summary: "Seal the writable layer, and go on in a fresh one",
   request: {
     params: idParam,
-    body: {
-      required: true,
-      content: {
-        "application/json": {
-          schema: z.strictObject({
-            config: path.openapi({
-              description: "the image as it will be: the old upper is its " +
-                "topmost lower; it takes the place of the old configuration",
-            }),
-          }).openapi("Snapshot"),
-        },
-      },
-    },
+    ...body(
+      z.strictObject({
+        config: path.openapi({
+          description: "the image as it will be: the old upper is its " +
+            "topmost lower; it takes the place of the old configuration",
+        }),
+      }).openapi("Snapshot"),
+    ),
   },
   responses: {
     200: json(
