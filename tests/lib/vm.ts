@@ -7,6 +7,7 @@
  */
 import { equal, ok } from "node:assert/strict";
 import { dirname, join, resolve } from "node:path";
+import pLimit from "p-limit";
 import { EXECUTABLE, have, mustRun, ROOT, run } from "./env.ts";
 
 const VM_RUN = join(ROOT, "tests/vm/vm-run");
@@ -91,6 +92,7 @@ async function boot(script: string, options: GuestOptions): Promise<Boot> {
   await installProduct();
   const { kernel = KERNELS[0], memory = 1024, timeout = 900 } = options;
   const times = SOAK ? 10 : 1;
+  const start = performance.now();
   const { code, stdout, stderr } = await run(VM_RUN, [
     ...["--kernel", kernel, "--mem", `${memory}`],
     ...["--timeout", `${timeout * times}`],
@@ -102,6 +104,8 @@ async function boot(script: string, options: GuestOptions): Promise<Boot> {
   ]);
   const tail = stderr.split("\n").slice(-60).join("\n");
   if (Deno.env.has("VM_VERBOSE")) console.log(stdout + stderr);
+  const seconds = Math.round((performance.now() - start) / 1000);
+  console.log(`# ${script}, ${kernel}: ${seconds} s`);
   // What was measured.
   for (const line of stdout.match(/^# .*$/mg) ?? []) console.log(line);
   return { found: outcomes(stdout, stderr), tail, code };
@@ -114,42 +118,43 @@ export function checksOf(script: string): string[] {
 }
 
 /**
- * While one guest runs, the next one does, too: a guest keeps one CPU busy.
- * `VM_ALONE` is for machines that have no second one.
+ * A guest keeps one CPU busy: two run at once.  `VM_ALONE` is for machines
+ * that have no second one.
  */
-const ALONE = Deno.env.has("VM_ALONE");
+const slots = pLimit(Deno.env.has("VM_ALONE") ? 1 : 2);
 const boots: (() => Promise<Boot>)[] = [];
 
 function bootOnce(script: string, options: GuestOptions): () => Promise<Boot> {
   let booted: Promise<Boot> | undefined;
-  return () => booted ??= boot(script, options);
+  return () => booted ??= slots(() => boot(script, options));
 }
 
 /**
- * Registers a test for each check of a guest script; the first to run boots
- * the guest.  Ignored, with the reason, where no guest can be booted.
+ * Registers a test for each check of a guest script.  The first test to run
+ * boots all guests, in the order of their registration.  Ignored, with the
+ * reason, where no guest can be booted.
  */
 export async function guestTests(
   script: string,
   options: GuestOptions = {},
 ): Promise<void> {
   const { kernel = KERNELS[0], only = Deno.env.get("VM_ONLY") ?? "" } = options;
+  const names = checksOf(script).filter((name) => new RegExp(only).test(name));
+  if (names.length === 0) return;
   const why = await reasonAgainst(kernel, options.needs);
   const where = kernel === KERNELS[0] ? "" : ` (${kernel})`;
   const start = bootOnce(script, options);
-  const next = boots.push(start);
-  for (const name of checksOf(script)) {
-    if (!new RegExp(only).test(name)) continue;
+  if (why === undefined) boots.push(start);
+  for (const name of names) {
     Deno.test({
       name: `${name}${where}${why === undefined ? "" : ` (ignored: ${why})`}`,
       ignore: why !== undefined,
-      // The guest outlives the test that boots it only in what it said.
+      // Guests outlive the test that boots them only in what they said.
       sanitizeOps: false,
       sanitizeResources: false,
       fn: async () => {
-        const mine = start();
-        if (!ALONE) boots[next]?.().catch(() => {});
-        const { found, tail, code } = await mine;
+        for (const start of boots) start().catch(() => {});
+        const { found, tail, code } = await start();
         const outcome = found.get(name);
         ok(
           outcome !== undefined,

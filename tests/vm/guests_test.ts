@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * What a real kernel makes of it: one guest a script, two at a time, those
+ * that take longest first.
+ */
+import { join } from "node:path";
+import { EXECUTABLE, have, mustRun, ROOT } from "../lib/env.ts";
+import { guestTests, KERNELS, SOAK } from "../lib/vm.ts";
+
+/** The package as it is, but not compressed: unpacking takes a guest long. */
+async function packageForGuest(): Promise<void> {
+  const out = await mustRun("make", ["-s", "-C", ROOT, "deb"]);
+  const deb = join(ROOT, out.trimEnd().split("\n").at(-1) ?? "");
+  const dir = join(ROOT, "build/package");
+  await mustRun("rm", ["-rf", `${dir}/raw`]);
+  await mustRun("dpkg-deb", ["-R", deb, `${dir}/raw`]);
+  await mustRun("dpkg-deb", [
+    ...["--root-owner-group", "-Znone", "-b"],
+    ...[`${dir}/raw`, `${dir}/vm.deb`],
+  ]);
+}
+
+// How disks come, go, work, and outlive the daemon.  Guests of a second
+// kernel do not fit into the time of `make test`.
+for (const kernel of SOAK ? KERNELS : KERNELS.slice(0, 1)) {
+  const options = { kernel, disk: SOAK ? "16G" : "2G", memory: 1536 };
+  await guestTests("daemon.sh", options);
+  await guestTests("attach.sh", options);
+  await guestTests("disk.sh", options);
+  await guestTests("fabric.sh", options);
+}
+// Mounted images whose layers are in a registry.
+await guestTests("download.sh", {
+  disk: "1G",
+  memory: 1536,
+  needs: "docker-registry",
+});
+// The Debian package under systemd.
+if (EXECUTABLE !== undefined && have("dpkg-deb") && have("systemctl")) {
+  await packageForGuest();
+  await guestTests("package.sh", { disk: "1G", memory: 2048 });
+} else console.log("skipped: package: no executable, dpkg or systemd");
+// Live snapshots of disks that a real kernel uses.
+await guestTests("snapshot.sh", { disk: "3G", timeout: 600 });
+// The operator's commands, and what the page on disks says to type.
+await guestTests("nobody.sh", { disk: "1G" });
+await guestTests("doctor.sh");
+await guestTests("pages.sh", { disk: "1G" });
