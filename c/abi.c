@@ -50,6 +50,12 @@ AT(obd_miss, first, 8);
 AT(obd_miss, count, 16);
 AT(obd_miss, kind, 24);
 
+SIZE(obd_slow_read, 40);
+AT(obd_slow_read, at, 8);
+AT(obd_slow_read, length, 16);
+AT(obd_slow_read, ns, 24);
+AT(obd_slow_read, kind, 32);
+
 SIZE(obd_tcmu_event, 800);
 AT(obd_tcmu_event, device_id, 8);
 AT(obd_tcmu_event, attribute, 16);

@@ -57,6 +57,7 @@ struct obd_source {
 	int direct_fd;               /* FILE: the same with O_DIRECT; -1: none */
 	_Atomic bool no_nowait;      /* the file system knows no RWF_NOWAIT */
 	uint64_t base, size;
+	uint64_t name;               /* for slow reads; 0: it has none */
 	struct obd_source *inner;    /* ZFILE */
 	struct obd_zfile *zfile;     /* ZFILE */
 	struct obd_units *units;     /* CACHE */

@@ -10,6 +10,7 @@
  *   pipe.c plan.c compress.c extract.c   the pipelines (pipe.h)
  *   index.c lookup.c merge.c map.c
  *   source.c upper.c view.c device.c push.c request.c miss.c trace.c
+ *   slow.c    reads that waited for a disk
  *   wake.c    waking TypeScript
  *   netlink.c scsi.c ring*.c        TCMU (tcmu.h, ring.h)
  *   plane.c   epoll workers         nbd*.c  NBD (nbd.h)
@@ -255,6 +256,13 @@ struct obd_request;
 OBD_HIDDEN uint32_t obd_source_want(struct obd_source *src, uint64_t at,
 				    uint64_t n, struct obd_request *req);
 OBD_HIDDEN bool obd_source_is_local(const struct obd_source *src);
+
+/* ---- slow.c -------------------------------------------------------- */
+/* When a read that may wait begins; 0: nobody wants to know. */
+OBD_HIDDEN uint64_t obd_slow_begin(uint32_t kind);
+/* It has ended: all of *read is set but ns. */
+OBD_HIDDEN void obd_slow_end(uint64_t began,
+			     const struct obd_slow_read *read);
 
 /* ---- request.c / device.c ------------------------------------------ */
 /* A job for a helper thread, embedded in what it works on. */

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * io.c - every system call of the library that touches a file, with the
- * two seams through which tests see and disturb them: a trace and faults.
+ * seams through which tests see and disturb them: a trace, faults, delays.
  *
- * Both are off unless asked for, and then cost one predictable branch a
+ * They are off unless asked for, and then cost one predictable branch a
  * call.  While a trace runs, calls that change a file are serialised, so
  * that the order in the trace is the order in which they happened: a sync
  * in it covers what stands above it and nothing else.
@@ -42,6 +42,7 @@ static struct {
 	uint32_t count;  /* how many fail, 0: none */
 	int error;       /* negative */
 } faults[IO_OPS];
+static uint32_t delay_ms;
 static FILE *trace_text, *trace_data;
 static uint64_t trace_seq;
 
@@ -136,7 +137,7 @@ static void io_leave(struct io_call *call, int64_t result)
 
 static void seams_update(void)
 {
-	bool on = trace_text != NULL;
+	bool on = trace_text != NULL || delay_ms;
 	int i;
 
 	for (i = 0; i < IO_OPS; i++)
@@ -190,6 +191,15 @@ int32_t obd_io_fault(int32_t op, uint32_t nth, int32_t error, uint32_t count)
 	return 0;
 }
 
+int32_t obd_io_delay(uint32_t ms)
+{
+	pthread_mutex_lock(&seams_lock);
+	delay_ms = ms;
+	seams_update();
+	pthread_mutex_unlock(&seams_lock);
+	return 0;
+}
+
 /* "op:nth:errno[:count]".  Anything else is ignored: a test whose fault
  * does not happen fails by itself. */
 static void fault_from_text(const char *text)
@@ -209,11 +219,14 @@ void obd_io_init_from_env(void)
 {
 	const char *trace = getenv("OVERLAYBD_IO_TRACE");
 	const char *fault = getenv("OVERLAYBD_IO_FAULT");
+	const char *delay = getenv("OVERLAYBD_IO_DELAY");
 
 	if (trace && *trace)
 		obd_io_trace(trace);
 	if (fault && *fault)
 		fault_from_text(fault);
+	if (delay && *delay)
+		obd_io_delay((uint32_t)strtoul(delay, NULL, 10));
 }
 
 /* ---- opening and closing ------------------------------------------- */
@@ -273,6 +286,17 @@ static int64_t do_pread(int fd, uint8_t *buf, uint64_t n, uint64_t at)
 	return (int64_t)done;
 }
 
+/* The ms that a read takes longer. */
+static uint32_t seam_delay(void)
+{
+	uint32_t ms;
+
+	pthread_mutex_lock(&seams_lock);
+	ms = delay_ms;
+	pthread_mutex_unlock(&seams_lock);
+	return ms;
+}
+
 int64_t obd_io_pread(int32_t fd, void *buf, uint64_t n, uint64_t at)
 {
 	struct io_call call = { .op = OBD_IO_PREAD, .fd = fd,
@@ -281,6 +305,7 @@ int64_t obd_io_pread(int32_t fd, void *buf, uint64_t n, uint64_t at)
 
 	if (io_off())
 		return do_pread(fd, buf, n, at);
+	usleep(seam_delay() * 1000);
 	got = io_enter(&call, false);
 	if (!got)
 		got = do_pread(fd, buf, n, at);
@@ -310,7 +335,7 @@ int64_t obd_io_pread_nowait(int fd, void *buf, uint64_t n, uint64_t at)
 
 	if (io_off())
 		return do_nowait(fd, buf, n, at);
-	got = io_enter(&call, false);
+	got = seam_delay() ? -EAGAIN : io_enter(&call, false);
 	if (!got)
 		got = do_nowait(fd, buf, n, at);
 	io_leave(&call, got);

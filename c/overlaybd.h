@@ -131,6 +131,9 @@ OBD_API int32_t obd_io_trace(const char *path);
  * error; count 0 clears. */
 OBD_API int32_t obd_io_fault(int32_t op, uint32_t nth, int32_t error,
 			     uint32_t count);
+/* A slow disk: every read that may wait takes ms longer, and none is served
+ * without waiting.  Also reachable through OVERLAYBD_IO_DELAY.  0: off. */
+OBD_API int32_t obd_io_delay(uint32_t ms);
 
 /* ---- checksums and codecs ------------------------------------------ */
 
@@ -478,6 +481,29 @@ struct obd_miss {            /* 32 bytes */
 /* Takes up to max misses off the queue; each unit is handed out once until
  * obd_source_fill() answers it.  Returns how many. */
 OBD_API int32_t obd_miss_drain(struct obd_miss *out, uint32_t max);
+
+/* ---- slow reads: for the audit file -------------------------------- */
+
+#define OBD_SLOW_CACHE 0u    /* of a cache source's file */
+#define OBD_SLOW_LOCAL 1u    /* of a source that has a name */
+struct obd_slow_read {       /* 40 bytes */
+	uint64_t name;       /* 0: given to obd_source_name(); LOCAL alone */
+	uint64_t at;         /* 8: bytes, in the blob or in what LOCAL shows */
+	int64_t length;      /* 16: bytes that came, -1: none; LOCAL: asked */
+	uint64_t ns;         /* 24: how long it took */
+	uint32_t kind;       /* 32: OBD_SLOW_* */
+	uint32_t zero;       /* 36 */
+};
+
+/* From now on reads that take at least so long are noted, of those that may
+ * wait for a disk; 0: none of that kind. */
+OBD_API int32_t obd_slow_watch(uint64_t cache_ns, uint64_t local_ns);
+/* Reads of src are noted by this name, which is not 0.  Before it is used. */
+OBD_API int32_t obd_source_name(struct obd_source *src, uint64_t name);
+/* Takes up to max, oldest first; *dropped: how many had no room since the
+ * last call.  Returns how many. */
+OBD_API int32_t obd_slow_drain(struct obd_slow_read *out, uint32_t max,
+			       uint64_t *dropped);
 
 /* ---- NBD ----------------------------------------------------------- */
 

@@ -45,6 +45,14 @@ int32_t obd_source_direct(struct obd_source *file, int32_t fd)
 	return 0;
 }
 
+int32_t obd_source_name(struct obd_source *src, uint64_t name)
+{
+	if (!name)
+		return -EINVAL;
+	src->name = name;
+	return 0;
+}
+
 int obd_source_growing(int fd, struct obd_source **out)
 {
 	int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
@@ -320,6 +328,22 @@ static int read_direct(struct obd_source *src, uint8_t *buf, uint64_t n,
 	return err;
 }
 
+/* A read that may wait. */
+static int64_t read_waiting(struct obd_source *src, void *buf, uint64_t n,
+			    uint64_t at)
+{
+	struct obd_slow_read slow = { .at = at, .kind = OBD_SLOW_CACHE };
+	uint64_t began = src->kind == SRC_CACHE ?
+			 obd_slow_begin(OBD_SLOW_CACHE) : 0;
+	int64_t got = obd_io_pread(src->fd, buf, n, at);
+
+	if (obd_unlikely(began)) {
+		slow.length = got < 0 ? -1 : got;
+		obd_slow_end(began, &slow);
+	}
+	return got;
+}
+
 static int read_fd(struct obd_source *src, void *buf, uint64_t n,
 		   uint64_t at, enum obd_try how)
 {
@@ -345,7 +369,7 @@ static int read_fd(struct obd_source *src, void *buf, uint64_t n,
 		atomic_store_explicit(&src->no_nowait, true,
 				      memory_order_relaxed);
 	}
-	got = obd_io_pread(src->fd, buf, n, src->base + at);
+	got = read_waiting(src, buf, n, src->base + at);
 	return obd_likely(got == (int64_t)n) ? 0 : read_error(got);
 }
 
@@ -418,7 +442,7 @@ static bool spoil_block(struct obd_source *src, uint64_t nr, uint64_t losses)
 	return true;
 }
 
-int obd_source_read(struct obd_source *src, void *buf, uint64_t n,
+static int read_any(struct obd_source *src, void *buf, uint64_t n,
 		    uint64_t at, enum obd_try how)
 {
 	uint64_t bad, losses = 0;
@@ -440,6 +464,34 @@ int obd_source_read(struct obd_source *src, void *buf, uint64_t n,
 	if (obd_unlikely(err == -EUCLEAN) && remote &&
 	    !spoil_block(src, bad, losses))
 		return -ENODATA;
+	return err;
+}
+
+/* The file below may make a reader wait. */
+static bool may_wait(const struct obd_source *src, enum obd_try how)
+{
+	if (how == OBD_TRY_BLOCK)
+		return true;
+	if (src->kind == SRC_ZFILE)
+		src = src->inner;
+	return atomic_load_explicit(&src->no_nowait, memory_order_relaxed);
+}
+
+int obd_source_read(struct obd_source *src, void *buf, uint64_t n,
+		    uint64_t at, enum obd_try how)
+{
+	struct obd_slow_read slow;
+	uint64_t began = 0;
+	int err;
+
+	if (src->name && may_wait(src, how))
+		began = obd_slow_begin(OBD_SLOW_LOCAL);
+	err = read_any(src, buf, n, at, how);
+	if (obd_unlikely(began)) {
+		slow = (struct obd_slow_read){ src->name, at, (int64_t)n, 0,
+					       OBD_SLOW_LOCAL, 0 };
+		obd_slow_end(began, &slow);
+	}
 	return err;
 }
 

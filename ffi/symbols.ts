@@ -191,6 +191,12 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_io_delay: {
+    parameters: [
+      "u32", // uint32_t ms
+    ],
+    result: "i32",
+  },
   obd_crc32c: {
     parameters: [
       "u32", // uint32_t start
@@ -753,6 +759,28 @@ export const symbols = {
     parameters: [
       "buffer", // struct obd_miss *out
       "u32", // uint32_t max
+    ],
+    result: "i32",
+  },
+  obd_slow_watch: {
+    parameters: [
+      "u64", // uint64_t cache_ns
+      "u64", // uint64_t local_ns
+    ],
+    result: "i32",
+  },
+  obd_source_name: {
+    parameters: [
+      "pointer", // struct obd_source *src
+      "u64", // uint64_t name
+    ],
+    result: "i32",
+  },
+  obd_slow_drain: {
+    parameters: [
+      "buffer", // struct obd_slow_read *out
+      "u32", // uint32_t max
+      "buffer", // uint64_t *dropped
     ],
     result: "i32",
   },

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * The one socket over which the C library wakes JavaScript: misses, kernel
- * events and SCSI commands have a queue each, and one wake-up for all.
+ * events, SCSI commands and slow reads have a queue each, and one wake-up for
+ * all.
  *
  * @module
  */
@@ -9,7 +10,7 @@ import { check } from "./errors.ts";
 import { cstring, lib } from "./library.ts";
 
 /** What can be waiting in the library. */
-export type Queue = "miss" | "event" | "scsi";
+export type Queue = "miss" | "event" | "scsi" | "slow";
 
 const drains = new Map<Queue, () => void>();
 let socket: { close(): void } | undefined;

@@ -306,6 +306,106 @@ static void bytes_read_while_their_unit_was_evicted_are_not_served(void)
 	obd_source_unref(src);
 }
 
+/* Takes all there is; the newest kind, name, place and length. */
+static int64_t drain_slow(struct obd_slow_read *last)
+{
+	struct obd_slow_read out[8];
+	uint64_t dropped;
+	int64_t n, all = 0;
+
+	while ((n = obd_slow_drain(out, 8, &dropped)) > 0) {
+		*last = out[n - 1];
+		all += n;
+	}
+	return all;
+}
+
+static void a_slow_read_of_a_cache_is_noted_with_what_came(void)
+{
+	struct obd_slow_read slow;
+	struct obd_source *src;
+	uint8_t buf[4096];
+	int fd = temp_fd();
+
+	MUST(!ftruncate(fd, 16384));
+	CHECK_EQ(obd_source_cache(fd, 16384, 4096, 7, &src), 0);
+	CHECK_EQ(obd_source_window(src, 1024, 8192), 0);
+	CHECK_EQ(obd_source_fill(src, 0, 4, 0), 0);
+	obd_io_delay(2);
+	CHECK_EQ(obd_source_read(src, buf, 512, 4096, OBD_TRY_BLOCK), 0);
+	CHECK_EQ(drain_slow(&slow), 0);
+	CHECK_EQ(obd_slow_watch(1000000, 0), 0);
+	CHECK_EQ(obd_source_read(src, buf, 512, 4096, OBD_TRY_NOWAIT),
+		 -EAGAIN);
+	CHECK_EQ(drain_slow(&slow), 0);
+	CHECK_EQ(obd_source_read(src, buf, 512, 4096, OBD_TRY_BLOCK), 0);
+	CHECK_EQ(drain_slow(&slow), 1);
+	CHECK_EQ(slow.kind, OBD_SLOW_CACHE);
+	CHECK_EQ(slow.at, 1024 + 4096);
+	CHECK_EQ(slow.length, 512);
+	CHECK(slow.ns >= 2000000);
+	obd_io_fault(OBD_IO_PREAD, 1, EIO, 1);
+	obd_source_read(src, buf, 512, 0, OBD_TRY_BLOCK);
+	CHECK_EQ(drain_slow(&slow), 1);
+	CHECK_EQ(slow.length, -1);
+	obd_io_delay(0);
+	CHECK_EQ(obd_source_fill(src, 0, 4, 0), 0);
+	CHECK_EQ(obd_source_read(src, buf, 512, 0, OBD_TRY_BLOCK), 0);
+	CHECK_EQ(obd_slow_watch(0, 0), 0);
+	obd_source_unref(src);
+	drain_slow(&slow);
+}
+
+static void a_slow_read_of_a_local_file_is_noted_by_its_name(void)
+{
+	struct obd_source *src = blob_source(5, 8192);
+	struct obd_slow_read slow;
+	uint8_t buf[4096];
+
+	CHECK_EQ(obd_source_name(src, 0), -EINVAL);
+	obd_io_delay(2);
+	CHECK_EQ(obd_slow_watch(0, 1000000), 0);
+	CHECK_EQ(obd_source_read(src, buf, 4096, 1024, OBD_TRY_BLOCK), 0);
+	CHECK_EQ(drain_slow(&slow), 0);
+	CHECK_EQ(obd_source_name(src, 9), 0);
+	CHECK_EQ(obd_source_read(src, buf, 4096, 1024, OBD_TRY_BLOCK), 0);
+	CHECK_EQ(drain_slow(&slow), 1);
+	CHECK_EQ(slow.kind, OBD_SLOW_LOCAL);
+	CHECK_EQ(slow.name, 9);
+	CHECK_EQ(slow.at, 1024);
+	CHECK_EQ(slow.length, 4096);
+	/* Where every read may wait, so may this one. */
+	src->no_nowait = true;
+	CHECK_EQ(obd_source_read(src, buf, 4096, 0, OBD_TRY_NOWAIT), 0);
+	CHECK_EQ(drain_slow(&slow), 1);
+	obd_io_delay(0);
+	CHECK_EQ(obd_slow_watch(0, 0), 0);
+	obd_source_unref(src);
+}
+
+static void slow_reads_beyond_what_there_is_room_for_are_counted(void)
+{
+	struct obd_source *src = blob_source(6, 4096);
+	struct obd_slow_read out[300];
+	uint64_t dropped;
+	uint8_t buf[16];
+	int i;
+
+	CHECK_EQ(obd_source_name(src, 1), 0);
+	CHECK_EQ(obd_slow_watch(1, 1), 0);
+	for (i = 0; i < 300; i++)
+		CHECK_EQ(obd_source_read(src, buf, 16, (uint64_t)i,
+					 OBD_TRY_BLOCK), 0);
+	CHECK_EQ(obd_slow_drain(out, 100, &dropped), 100);
+	CHECK_EQ(dropped, 44);
+	CHECK_EQ(out[0].at, 0);
+	CHECK_EQ(obd_slow_drain(out, 300, &dropped), 156);
+	CHECK_EQ(dropped, 0);
+	CHECK_EQ(out[155].at, 255);
+	CHECK_EQ(obd_slow_watch(0, 0), 0);
+	obd_source_unref(src);
+}
+
 static void a_zfile_in_a_zfile_is_refused(void)
 {
 	struct obd_source src = { .kind = SRC_ZFILE }, *out;
@@ -333,6 +433,9 @@ int main(void)
 	RUN(bits_past_the_last_unit_mean_nothing);
 	RUN(presence_is_right_across_words);
 	RUN(bytes_read_while_their_unit_was_evicted_are_not_served);
+	RUN(a_slow_read_of_a_cache_is_noted_with_what_came);
+	RUN(a_slow_read_of_a_local_file_is_noted_by_its_name);
+	RUN(slow_reads_beyond_what_there_is_room_for_are_counted);
 	RUN(a_zfile_in_a_zfile_is_refused);
 	return check_done();
 }

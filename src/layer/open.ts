@@ -14,6 +14,7 @@ import {
   loadIndex,
   RECORD_SIZE,
 } from "../../ffi/index.ts";
+import { nameSource } from "../../ffi/slow.ts";
 import {
   directSource,
   fileSource,
@@ -235,7 +236,6 @@ function checkPayload(tar: TarPayload | undefined, fileSize: number): void {
   }
 }
 
-/** Takes a file out of its tar wrapper; the descriptor goes with the source. */
 /**
  * Reads a layer's file past the page cache from now on; where its file
  * system cannot, `onBuffered` is told and all stays as it is.
@@ -258,6 +258,7 @@ function readDirectly(
   directSource(stored, fd);
 }
 
+/** Takes a file out of its tar wrapper; the descriptor goes with the source. */
 function openPayload(
   path: string,
   raw: boolean,
@@ -445,6 +446,16 @@ async function openLsmt(
   };
 }
 
+/** A local layer whose slow reads are known by its path. */
+function named(layer: OpenLayer, path: string): OpenLayer {
+  const name = nameSource(layer.source, path);
+  const close = () => {
+    name[Symbol.dispose]();
+    layer.close();
+  };
+  return { ...layer, close, [Symbol.dispose]: close };
+}
+
 /**
  * Opens a committed or sealed layer.
  *
@@ -463,7 +474,7 @@ export async function openLayer(
     const payload = openPayload(path, raw, options.onBuffered);
     const file = await unwrap(path, payload, raw);
     try {
-      return await openLsmt(file);
+      return named(await openLsmt(file), path);
     } catch (error) {
       file.close();
       throw error;

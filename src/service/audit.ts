@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { watchSlowReads } from "../../ffi/slow.ts";
 import type { ServiceConfig } from "./config_schema.ts";
 import { openLineFile } from "./line_file.ts";
 import { makeDefaultDir } from "./paths.ts";
@@ -81,6 +82,25 @@ function line(op: string, members: Readonly<Record<string, unknown>>): string {
   return `${timeText(nowMs())}|AUDIT|${THREAD}|${op}${text}`;
 }
 
+/** Hits, which never come to TypeScript unless they were slow. */
+function auditHits(record: Audit["record"], log: Logger): Disposable {
+  return watchSlowReads({
+    cacheUs: THRESHOLD_US["file:read"],
+    localUs: THRESHOLD_US["file:pread"],
+  }, {
+    read: ({ kind, path, at, length, latencyUs }) =>
+      record({
+        op: kind === "cache" ? "file:read" : "file:pread",
+        pathname: path,
+        offset: at,
+        size: length,
+        latencyUs,
+      }),
+    dropped: (reads) =>
+      log.warn(`${reads} slow reads are missing in the audit file`),
+  });
+}
+
 /** A name on one line, its query left out: it may be a signature. */
 function safeName(name: string): string {
   return withoutSecrets(name).replace(/[\p{Cc}\u2028\u2029]/gu, "?");
@@ -107,16 +127,19 @@ export function openAudit(
       files: FILES,
       onTrouble: (text) => log.warn(text),
     });
+    const record: Audit["record"] = (done) => {
+      const { op, pathname, offset, size, latencyUs } = done;
+      if (latencyUs < THRESHOLD_US[op]) return;
+      file.write(line(op, {
+        pathname: safeName(pathname),
+        offset,
+        size,
+        latency: Math.trunc(latencyUs),
+      }));
+    };
+    const hits = auditHits(record, log);
     return {
-      record({ op, pathname, offset, size, latencyUs }) {
-        if (latencyUs < THRESHOLD_US[op]) return;
-        file.write(line(op, {
-          pathname: safeName(pathname),
-          offset,
-          size,
-          latency: Math.trunc(latencyUs),
-        }));
-      },
+      record,
       eviction: (done) => {
         const { actualEvict, evictByCache, evictByDisk, totalUsed } = done;
         file.write(
@@ -128,7 +151,10 @@ export function openAudit(
           }),
         );
       },
-      [Symbol.dispose]: () => file[Symbol.dispose](),
+      [Symbol.dispose]() {
+        hits[Symbol.dispose]();
+        file[Symbol.dispose]();
+      },
     };
   } catch (cause) {
     const why = cause instanceof Error ? cause.message : String(cause);

@@ -76,6 +76,44 @@ Deno.test("every fetch and every eviction has its audit line", async () => {
   assert(fetched.every(({ offset }) => Number(offset) % 65536 === 0));
 });
 
+Deno.test("reads that a slow disk holds up have their audit lines", async () => {
+  using dir = tempDir();
+  const { path } = await makeLayer(dir, { zfile: true, tar: true });
+  const blob = Deno.readFileSync(path);
+  await using registry = await startFake((asked) => answerRange(asked, blob));
+  const { config, args } = configure(dir, registry.origin, path, 4);
+  const local = dir.file("local.json");
+  Deno.writeTextFileSync(local, JSON.stringify({ lowers: [{ file: path }] }));
+  const read = async (config: string, env: Record<string, string>) => {
+    await using server = await startServer(dir.file("nbd"), [config], {
+      args,
+      env,
+    });
+    await mustRun("nbdcopy", [server.uri, "null:"]);
+  };
+  const audited = (op: string) =>
+    Deno.readTextFileSync(dir.file("audit.log")).split("\n").flatMap((line) => {
+      const [, pathname, offset, size, latency] = new RegExp(
+        `\\|${op}\\[pathname=([^\\]]*)\\]\\[offset=(\\d+)\\]` +
+          "\\[size=(\\d+)\\]\\[latency=(\\d+)\\]$",
+      ).exec(line) ?? [];
+      const numbers = [offset, size, latency].map(Number);
+      return pathname === undefined ? [] : [{ pathname, numbers }];
+    });
+  const paths = (op: string) =>
+    new Set(audited(op).map(({ pathname }) => pathname));
+  await read(config, { OVERLAYBD_IO_DELAY: "2" });
+  assert.deepEqual(paths("file:read"), new Set([""]));
+  assert(
+    audited("file:read").every(({ numbers: [offset, size, latency] }) =>
+      Number(offset) + Number(size) <= blob.length && Number(latency) >= 1000
+    ),
+  );
+  assert.deepEqual(audited("file:pread"), []);
+  await read(local, { OVERLAYBD_IO_DELAY: "11" });
+  assert.deepEqual(paths("file:pread"), new Set([path]));
+});
+
 Deno.test("a service ends at once while a registry hangs: reads end, too", async () => {
   using dir = tempDir();
   const { path } = await makeLayer(dir, { zfile: true, tar: true });
