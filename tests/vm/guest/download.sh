@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Mounted images whose layers are in a registry, as the snapshotter configures
-# them: they become local while they are read.
+# them: their registry goes and comes, they become local while they are read.
 . "$(dirname "$0")/lib.sh"
 prepare
 start_daemon || exit 1
@@ -18,11 +18,11 @@ END
 
 start_registry() {
 	docker-registry serve registry.yml >>/tmp/registry.out 2>&1 3>&- &
-	registry=$!
+	echo $! >registry.pid
 	until_ok 60 curl -sf $REGISTRY
 }
 stop_registry() {
-	kill -9 "$registry"
+	kill -9 "$(cat registry.pid)"
 	until_ok 60 fails curl -sf $REGISTRY
 }
 
@@ -96,6 +96,37 @@ stop_load() {
 
 no_error() { fails kernel_said 'I/O error|EXT4-fs error'; }
 
+# waits DISK: a request to it is not answered yet
+waits() { grep -q '[1-9]' "/sys/block/${1#/dev/}/inflight"; }
+
+outlasts() {
+	local dir=/mnt/disk/far disk reader
+	image $dir
+	service_config
+	start_daemon
+	disk=$(snapshotter_attach 1 $dir/2/block/config.v1.json)
+	mount -o ro "$disk" mnt
+	same 1 5
+	stop_registry
+	same 3 8 &
+	reader=$!
+	until_ok 30 waits "$disk"
+	kill_and_start
+	same 1 5
+	sleep 2
+	kill -0 $reader
+	waits "$disk"
+	start_registry
+	wait $reader
+	same 1 2 3 4 5 6 7 8
+	umount mnt
+	snapshotter_detach 1
+	stop_daemon
+	no_error
+}
+check "killed while the registry is down: what is kept is read, the rest waits until it is back" \
+	outlasts
+
 switched() {
 	local i
 	for i in 1 2; do
@@ -105,8 +136,9 @@ switched() {
 }
 
 becomes_local() {
-	local dir=/mnt/disk/near disk load i rounds=0
+	local dir=/mnt/disk/near disk load i rounds=0 end=$((SECONDS + 300))
 	image $dir
+	rm -rf cache
 	service_config '"download":
 		{"enable": true, "delay": 15, "delayExtra": 1, "maxMBps": 2}'
 	start_daemon
@@ -118,7 +150,7 @@ becomes_local() {
 	until switched $dir; do
 		same 1 3 6 8
 		rounds=$((rounds + 1))
-		[ $SECONDS -lt 400 ]
+		[ $SECONDS -lt $end ]
 	done
 	say "$rounds rounds until it was local"
 	same 1 2 3 4 5 6 7 8

@@ -83,7 +83,7 @@ upgrades() {
 	wait $writer
 	echo 3 >/proc/sys/vm/drop_caches
 	sha256sum -c /tmp/sum
-	! dmesg | grep -E 'I/O error|EXT4-fs error'
+	fails kernel_said 'I/O error|EXT4-fs error'
 }
 check "package: upgraded over itself, a mounted disk goes on" upgrades
 
@@ -101,7 +101,7 @@ removes() {
 	umount $TREE
 	overlaybd detach 1
 	dpkg_apart -r overlaybd-deno
-	! systemctl --quiet is-active $UNIT
+	fails systemctl --quiet is-active $UNIT
 	[ ! -e /opt/overlaybd/bin/overlaybd ]
 	[ -e /etc/overlaybd/overlaybd.json ]
 	dpkg_apart -P overlaybd-deno
