@@ -123,6 +123,10 @@ export function expectation(issue: z.core.$ZodIssue): string {
   if (issue.code === "too_small") {
     return `a number of at least ${issue.minimum}`;
   }
+  if (issue.code === "too_big") return `a number of at most ${issue.maximum}`;
+  if (issue.code === "invalid_value") {
+    return issue.values.map((one) => JSON.stringify(one)).join(" or ");
+  }
   return issue.message;
 }
 

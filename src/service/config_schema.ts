@@ -39,7 +39,10 @@ const cacheType = (value: string) =>
   z._default(
     z.string().check(z.refine(
       (name) => CACHE_TYPES.includes(name),
-      { error: (issue) => `unknown cache type: ${String(issue.input)}` },
+      {
+        error: (issue) =>
+          `unknown cache type: ${issue.input}: it is not file, download or ocf`,
+      },
     )),
     value,
   );
@@ -96,7 +99,9 @@ export const serviceSchema = z.looseObject({
   ioEngine: z._default(
     z.int().check(z.refine(
       (engine) => engine >= 0 && engine <= 2,
-      { error: (issue) => `unknown io_engine: ${String(issue.input)}` },
+      {
+        error: (issue) => `unknown io_engine: ${issue.input}: it is not 0 to 2`,
+      },
     )),
     0,
   ),

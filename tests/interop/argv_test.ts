@@ -209,7 +209,7 @@ Deno.test("overlaybd-tcmu takes one argument, and says what it cannot use", asyn
     oneLine(
       await tool("overlaybd-tcmu", argv),
       255,
-      /^overlaybd-tcmu: failed to create image service: .*unknown io_engine: 3\n$/,
+      /^overlaybd-tcmu: failed to create image service: .*unknown io_engine: 3: it is not 0 to 2\n$/,
     );
   }
 });

@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The service's configuration: spec/service-config.md, sections 3 and 8.
-import { deepStrictEqual as equal, rejects, throws } from "node:assert/strict";
+import {
+  deepStrictEqual as equal,
+  ok,
+  rejects,
+  throws,
+} from "node:assert/strict";
+import { serviceFields } from "../../scripts/reference/described.ts";
 import { ConfigError, readImageConfig } from "../../src/image/config.ts";
 import { configLines, parseServiceConfig } from "../../src/service/config.ts";
 import { ROOT, tempDir, tool } from "../lib/env.ts";
@@ -110,18 +116,26 @@ Deno.test("wrong values are refused by name", () => {
     ],
     [
       { cacheConfig: { cacheType: "x" } },
-      "cacheConfig.cacheType: unknown cache type: x",
+      "cacheConfig.cacheType: unknown cache type: x: it is not file, download or ocf",
     ],
     [{ cacheConfig: null }, "cacheConfig: got null, expected object"],
     [
       { cacheConfig: { cacheSizeGB: -1 } },
       "cacheConfig.cacheSizeGB: got -1, expected a number of at least 0",
     ],
-    [{ ioEngine: 3 }, "ioEngine: unknown io_engine: 3"],
+    [{ ioEngine: 3 }, "ioEngine: unknown io_engine: 3: it is not 0 to 2"],
     [{ enableAudit: "yes" }, 'enableAudit: got "yes", expected boolean'],
     [
       { exporterConfig: { port: 1.5 } },
       "exporterConfig.port: got 1.5, expected a whole number",
+    ],
+    [
+      { exporterConfig: { port: 98630 } },
+      "exporterConfig.port: got 98630, expected a number of at most 65535",
+    ],
+    [
+      { logConfig: { format: "xml" } },
+      'logConfig.format: got "xml", expected "text" or "json"',
     ],
     [[], "the file: got [], expected object"],
   ];
@@ -141,6 +155,24 @@ Deno.test("wrong values are refused by name", () => {
     );
   }
   equal(parse({ registryFsVersion: "V2" }).warnings, []);
+});
+
+Deno.test("whatever is wrong with a field, the message says what is right", () => {
+  for (const { key } of serviceFields()) {
+    for (const wrong of [null, true, -1, 1.5, 1e10, 1e300, "odd", [1], {}]) {
+      const value = key.split(".").reduceRight<unknown>(
+        (member, name) => ({ [name]: member }),
+        wrong,
+      );
+      try {
+        parse(value);
+      } catch (error) {
+        const { message } = error as ConfigError;
+        ok(message.startsWith(`cannot use o.json: ${key}`), message);
+        ok(!message.includes("Invalid"), message);
+      }
+    }
+  }
 });
 
 Deno.test("unknown keys and bent values are collected", () => {
@@ -194,7 +226,8 @@ Deno.test("config check and config show", async () => {
   equal([refused.code, refused.stdout], [255, ""]);
   equal(
     refused.stderr,
-    `overlaybd config: cannot use ${path}: ioEngine: unknown io_engine: 3\n`,
+    `overlaybd config: cannot use ${path}: ` +
+      "ioEngine: unknown io_engine: 3: it is not 0 to 2\n",
   );
   equal((await tool("overlaybd", ["config", "look"])).code, 105);
 });
