@@ -224,6 +224,7 @@ $(BUILD)/san/tests/test_%: $(BUILD)/san/tests/test_%.o \
 # Its kernel is a socket, which only the test can map.
 $(BUILD)/san/tests/test_ring: SAN += -Wl,--wrap=mmap
 $(BUILD)/san/tests/test_device: SAN += -Wl,--wrap=pthread_create
+$(BUILD)/san/tests/test_push: SAN += -Wl,--wrap=calloc
 
 c-test: $(C_TESTS:%=$(BUILD)/san/tests/%) $(ISAL)
 	@BUILD=$(BUILD) tests/c.sh $(C_TESTS)

@@ -116,6 +116,11 @@ OBD_HIDDEN struct obd_view *obd_view_ref(struct obd_view *view);
 /* base, which is lowers alone, under one or two uppers, or none. */
 OBD_HIDDEN int obd_view_over(struct obd_view *base, struct obd_upper *upper,
 			     struct obd_upper *frozen, struct obd_view **out);
+/* The same in two steps, of which only the first can fail. */
+OBD_HIDDEN int obd_view_spare(struct obd_view **out);
+OBD_HIDDEN void obd_view_lay(struct obd_view *view, struct obd_view *base,
+			     struct obd_upper *upper,
+			     struct obd_upper *frozen);
 /* What the slot shows, without a reference: for who alone changes it. */
 OBD_HIDDEN struct obd_view *obd_view_shown(struct obd_view_slot *slot);
 OBD_HIDDEN void obd_view_publish(struct obd_view_slot *slot,
@@ -246,6 +251,9 @@ struct obd_device {
 				      * under lock, while the gate is closed
 				      * when it becomes true */
 	struct obd_view_slot view;   /* published under lock */
+	struct obd_view *spare;      /* while unsettled: what will be shown,
+				      * since settling cannot wait for
+				      * memory; under lock */
 	pthread_mutex_t lock;
 	pthread_cond_t drained;      /* the last change has ended */
 	struct obd_task *waiting;    /* at the gate, or for settling */

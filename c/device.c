@@ -180,6 +180,7 @@ void obd_device_unref(struct obd_device *dev)
 					      memory_order_acq_rel) != 1)
 		return;
 	obd_view_publish(&dev->view, NULL);
+	obd_view_unref(dev->spare);
 	obd_trace_free(atomic_load(&dev->trace));
 	pthread_mutex_destroy(&dev->lock);
 	pthread_cond_destroy(&dev->drained);

@@ -373,7 +373,8 @@ OBD_API int32_t obd_device_pop(struct obd_device *dev, uint32_t limit_ms);
 #define OBD_SETTLE_SEALED 0u /* view has the upper of before as a lower */
 #define OBD_SETTLE_POPPED 1u /* the upper of before is the upper again */
 #define OBD_SETTLE_KEPT 2u   /* stays as it is, for good */
-/* Ends a push; view is NULL but for SEALED.  What waits goes on. */
+/* Ends a push; view is NULL but for SEALED.  What waits goes on.  -EINVAL:
+ * nothing to end, or not this way; nothing else fails. */
 OBD_API int32_t obd_device_settle(struct obd_device *dev, uint32_t how,
 				  struct obd_view *view);
 

@@ -203,22 +203,38 @@ static uint64_t count_records(struct obd_upper *upper)
 	return n;
 }
 
+/* Under lock: what is shown now, and what will be when it is settled. */
+static int make_spares(struct obd_device *dev, struct obd_view **next)
+{
+	int err = obd_view_spare(next);
+
+	if (err)
+		return err;
+	err = obd_view_spare(&dev->spare);
+	if (err)
+		obd_view_unref(*next);
+	return err;
+}
+
+/* Under lock. */
+static void drop_spare(struct obd_device *dev)
+{
+	obd_view_unref(dev->spare);
+	dev->spare = NULL;
+}
+
 /* Under lock, the gate closed. */
 static int show_pushed(struct obd_device *dev, struct obd_upper *upper,
-		       uint64_t max_records)
+		       uint64_t max_records, struct obd_view *next)
 {
-	struct obd_view *now = obd_view_shown(&dev->view), *next;
-	int err;
+	struct obd_view *now = obd_view_shown(&dev->view);
 
 	if (count_records(now->upper) > max_records)
 		return -E2BIG;
-	err = obd_view_over(now->base, upper, now->upper, &next);
-	if (err)
-		return err;
+	obd_view_lay(next, now->base, upper, now->upper);
 	/* Its slot: above the lowers and what was the upper. */
 	upper->tag = now->n + 1;
 	obd_view_publish(&dev->view, next);
-	obd_view_unref(next);
 	atomic_store(&dev->unsettled, true);
 	return 0;
 }
@@ -244,6 +260,7 @@ int32_t obd_device_push(struct obd_device *dev, struct obd_upper *upper,
 			uint64_t *pause_ns)
 {
 	struct obd_task *waiting;
+	struct obd_view *next;
 	uint64_t began;
 	int err;
 
@@ -255,15 +272,20 @@ int32_t obd_device_push(struct obd_device *dev, struct obd_upper *upper,
 	}
 	pthread_mutex_lock(&dev->lock);
 	err = push_check(dev, upper);
+	if (!err)
+		err = make_spares(dev, &next);
 	if (err) {
 		pthread_mutex_unlock(&dev->lock);
 		return err;
 	}
 	began = now_ns();
 	err = gate_close(dev, limit_ms) ?
-	      show_pushed(dev, upper, max_records) : -ETIMEDOUT;
+	      show_pushed(dev, upper, max_records, next) : -ETIMEDOUT;
 	waiting = gate_open(dev);
 	*pause_ns = now_ns() - began;
+	obd_view_unref(next);
+	if (err)
+		drop_spare(dev);
 	pthread_mutex_unlock(&dev->lock);
 	release(waiting);
 	return err;
@@ -271,9 +293,9 @@ int32_t obd_device_push(struct obd_device *dev, struct obd_upper *upper,
 
 /* ---- settling ----------------------------------------------------------- */
 
-/* Under lock: what the disk shows from now on. */
-static int settled_view(struct obd_device *dev, uint32_t how,
-			struct obd_view *view, struct obd_view **out)
+/* Under lock: the disk shows something else from now on. */
+static int show_settled(struct obd_device *dev, uint32_t how,
+			struct obd_view *view)
 {
 	struct obd_view *now = obd_view_shown(&dev->view);
 
@@ -283,31 +305,32 @@ static int settled_view(struct obd_device *dev, uint32_t how,
 	case OBD_SETTLE_SEALED:
 		if (!view || view->base)
 			return -EINVAL;
-		return obd_view_over(view, now->upper, NULL, out);
+		obd_view_lay(dev->spare, view, now->upper, NULL);
+		break;
 	case OBD_SETTLE_POPPED:
 		if (!(atomic_load(&dev->changing) & GATE_CLOSED))
 			return -EINVAL;
-		return obd_view_over(now->base, now->frozen, NULL, out);
+		obd_view_lay(dev->spare, now->base, now->frozen, NULL);
+		break;
 	case OBD_SETTLE_KEPT:
-		*out = obd_view_ref(now);
 		return 0;
 	default:
 		return -EINVAL;
 	}
+	obd_view_publish(&dev->view, dev->spare);
+	return 0;
 }
 
 int32_t obd_device_settle(struct obd_device *dev, uint32_t how,
 			  struct obd_view *view)
 {
 	struct obd_task *waiting = NULL;
-	struct obd_view *next;
 	int err;
 
 	pthread_mutex_lock(&dev->lock);
-	err = settled_view(dev, how, view, &next);
+	err = show_settled(dev, how, view);
 	if (!err) {
-		obd_view_publish(&dev->view, next);
-		obd_view_unref(next);
+		drop_spare(dev);
 		atomic_store(&dev->unsettled, false);
 		waiting = gate_open(dev);
 	}

@@ -75,14 +75,14 @@ int32_t obd_view_new(struct obd_index *index,
 	return 0;
 }
 
-int obd_view_over(struct obd_view *base, struct obd_upper *upper,
-		  struct obd_upper *frozen, struct obd_view **out)
+int obd_view_spare(struct obd_view **out)
 {
-	struct obd_view *view;
-	int err = view_alloc(0, &view);
+	return view_alloc(0, out);
+}
 
-	if (err)
-		return err;
+void obd_view_lay(struct obd_view *view, struct obd_view *base,
+		  struct obd_upper *upper, struct obd_upper *frozen)
+{
 	view->base = obd_view_ref(base);
 	view->index = base->index;
 	view->sources = base->sources;
@@ -91,8 +91,16 @@ int obd_view_over(struct obd_view *base, struct obd_upper *upper,
 	view->local = base->local;
 	view->upper = upper ? obd_upper_ref(upper) : NULL;
 	view->frozen = frozen ? obd_upper_ref(frozen) : NULL;
-	*out = view;
-	return 0;
+}
+
+int obd_view_over(struct obd_view *base, struct obd_upper *upper,
+		  struct obd_upper *frozen, struct obd_view **out)
+{
+	int err = obd_view_spare(out);
+
+	if (!err)
+		obd_view_lay(*out, base, upper, frozen);
+	return err;
 }
 
 static void view_free(struct obd_view *view)

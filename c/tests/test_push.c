@@ -6,6 +6,17 @@
 #define STACK_MAX 16u
 #define NO_LIMIT 10000u
 
+/* ---- a machine without memory ------------------------------------------- */
+
+static _Thread_local bool starved; /* this thread alone */
+
+void *__real_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size)
+{
+	return starved ? NULL : __real_calloc(n, size);
+}
+
 /* ---- a disk that is snapshotted ----------------------------------------- */
 
 /* Lowers are kept topmost first, as the view has them. */
@@ -138,7 +149,9 @@ static int settle_sealed(struct disk *d)
 	MUST(!obd_upper_source(d->before, &source));
 	put_lower(d, index, source);
 	view = lowers_view(d);
+	starved = true; /* it needs none */
 	err = obd_device_settle(d->dev, OBD_SETTLE_SEALED, view);
+	starved = false;
 	obd_view_unref(view);
 	obd_upper_unref(d->before);
 	d->before = NULL;
@@ -147,8 +160,11 @@ static int settle_sealed(struct disk *d)
 
 static int settle_popped(struct disk *d)
 {
-	int err = obd_device_settle(d->dev, OBD_SETTLE_POPPED, NULL);
+	int err;
 
+	starved = true;
+	err = obd_device_settle(d->dev, OBD_SETTLE_POPPED, NULL);
+	starved = false;
 	obd_upper_unref(d->upper);
 	d->upper = d->before;
 	d->before = NULL;
@@ -585,6 +601,36 @@ static void a_push_that_cannot_be_leaves_the_device_alone(void)
 	disk_free(d);
 }
 
+static void without_memory_a_push_is_refused_but_not_its_end(void)
+{
+	struct disk *d = disk_new(OBD_UPPER_LOG);
+	struct obd_upper *other;
+	uint64_t ns;
+	uint32_t how;
+
+	changes(d, 60);
+	other = fresh_upper(d, OBD_UPPER_LOG);
+	starved = true;
+	CHECK_EQ(obd_device_push(d->dev, other, 1000, 9, &ns), -ENOMEM);
+	starved = false;
+	obd_upper_unref(other);
+	CHECK(same(d));
+	CHECK_EQ(obd_device_settle(d->dev, OBD_SETTLE_KEPT, NULL), -EINVAL);
+	for (how = OBD_SETTLE_SEALED; how <= OBD_SETTLE_KEPT; how++) {
+		CHECK_EQ(push(d, OBD_UPPER_LOG, NO_LIMIT), 0);
+		changes(d, 60);
+		if (how == OBD_SETTLE_POPPED)
+			CHECK_EQ(obd_device_pop(d->dev, NO_LIMIT), 0);
+		CHECK_EQ(how == OBD_SETTLE_SEALED ? settle_sealed(d) :
+			 how == OBD_SETTLE_POPPED ? settle_popped(d) :
+			 obd_device_settle(d->dev, how, NULL), 0);
+		CHECK_EQ(obd_device_flush(d->dev), 0);
+		changes(d, 60);
+		CHECK(same(d));
+	}
+	disk_free(d);
+}
+
 /* ---- all at once --------------------------------------------------------- */
 
 #define WRITERS 3u
@@ -690,6 +736,7 @@ int main(void)
 	RUN(closing_ends_what_waits);
 	RUN(a_long_zero_lets_a_push_in_between);
 	RUN(a_push_that_cannot_be_leaves_the_device_alone);
+	RUN(without_memory_a_push_is_refused_but_not_its_end);
 	RUN(snapshots_under_load_lose_nothing);
 	obd_engine_stop();
 	return check_done();
