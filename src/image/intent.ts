@@ -11,13 +11,16 @@
  * them again and renames.
  *
  * No FLUSH is answered while the file is there, so that after power loss
- * nothing that was promised is in the new upper alone.
+ * nothing that was promised is in the new upper alone.  But where a snapshot
+ * can be neither taken nor taken back, the device goes on with both uppers,
+ * and FLUSH is answered; then the new one's files are kept from their owner.
  *
  * @module
  */
 import {
   closeFd,
   flock,
+  linkFd,
   LOCK,
   O,
   openFd,
@@ -34,13 +37,14 @@ import {
 } from "../layer/files.ts";
 import { createOutput, isMissing, syncDirectory } from "../layer/output.ts";
 import { BusyError, openUpper } from "../layer/upper.ts";
+import { decodeImageConfig, intentPath, readConfigBytes } from "./config.ts";
 import {
-  decodeImageConfig,
-  type ImageConfig,
-  intentPath,
-  readConfigBytes,
-} from "./config.ts";
-import { checkSuccessor, configuredUpper, SnapshotError } from "./successor.ts";
+  checkSuccessor,
+  configuredUpper,
+  isSameFile,
+  SnapshotError,
+  type UpperFiles,
+} from "./successor.ts";
 
 const PERMISSIONS = 0o777;
 
@@ -114,54 +118,86 @@ export async function writeIntent(
   }
 }
 
-/** Seals the old upper once more, and renames. */
-async function finish(
-  path: string,
-  name: string,
-  old: ImageConfig,
-): Promise<void> {
-  const upper = await openUpper({
-    ...configuredUpper(old, path),
-    readonly: false,
-    unseal: true,
-  });
-  try {
-    await sealUpper(upper);
-    renamePath(name, followLinks(path));
-    await syncDirectory(directoryOf(name));
-  } finally {
-    upper.close();
+/** The second name of a file that its owner may remove. */
+function keptName(path: string): string {
+  return `${path}.kept`;
+}
+
+/**
+ * Keeps a new upper that changes go to although its snapshot could not be
+ * taken, and so its owner may remove it: the files have second names from now
+ * on, until opening the image finishes the snapshot.
+ *
+ * @throws {EngineError} one of them could not be kept
+ */
+export async function keepUpper({ data, index }: UpperFiles): Promise<void> {
+  for (const path of [data, index]) {
+    const fd = openFd(path, O.RDONLY);
+    try {
+      linkFd(fd, keptName(path));
+    } finally {
+      closeFd(fd);
+    }
+  }
+  await syncNames({ data, index });
+}
+
+/** The files that were kept are where the configuration says. */
+async function restoreUpper({ data, index }: UpperFiles): Promise<void> {
+  const kept = [data, index].filter((path) =>
+    linkInfo(keptName(path)) !== undefined
+  );
+  if (kept.length === 0) return;
+  for (const path of kept) {
+    // Whatever else has the name is not what was written to.
+    if (isSameFile(path, keptName(path))) unlinkPath(keptName(path));
+    else renamePath(keptName(path), path);
+  }
+  await syncNames({ data, index });
+}
+
+async function syncNames({ data, index }: UpperFiles): Promise<void> {
+  for (const dir of new Set([data, index].map(directoryOf))) {
+    await syncDirectory(dir);
   }
 }
 
-/** As if the snapshot had never begun: nobody has its new upper any more. */
-async function rollBack(
-  path: string,
-  name: string,
-  old: ImageConfig,
-): Promise<void> {
-  const upper = await openUpper({
-    ...configuredUpper(old, path),
-    readonly: false,
-    unseal: true,
-  });
-  upper.close();
-  unlinkPath(name);
-  await syncDirectory(directoryOf(name));
+/** Whether the new upper is there, and can be opened. */
+async function isThere(files: UpperFiles): Promise<boolean> {
+  try {
+    (await openUpper({ ...files, readonly: true })).close();
+    return true;
+  } catch (error) {
+    if (isMissing(error)) return false;
+    throw error;
+  }
 }
 
+/**
+ * Seals the old upper once more, and renames; or, where nobody has the new
+ * upper any more, makes it as if the snapshot had never begun.
+ */
 async function settle(path: string, name: string): Promise<string> {
   const old = decodeImageConfig(await readConfigBytes(path), path);
   const next = decodeImageConfig(await readConfigBytes(name), name);
-  const { data } = configuredUpper(next, name);
-  if (fileInfo(data) === undefined) {
-    await rollBack(path, name, old);
-    return `${path}: an interrupted snapshot was undone: its new upper ` +
-      `${data} does not exist`;
-  }
   checkSuccessor(old, next);
-  await finish(path, name, old);
-  return `${path}: an interrupted snapshot was finished`;
+  const files = configuredUpper(next, name);
+  using upper = await openUpper({
+    ...configuredUpper(old, path),
+    readonly: false,
+    unseal: true,
+  });
+  await restoreUpper(files);
+  const there = await isThere(files);
+  if (there) {
+    await sealUpper(upper);
+    renamePath(name, followLinks(path));
+  } else unlinkPath(name);
+  await syncDirectory(directoryOf(name));
+  return there
+    ? `${path}: an interrupted snapshot was finished`
+    : `${path}: an interrupted snapshot was undone: its new upper ` +
+      `${files.data} does not exist`;
 }
 
 /**

@@ -15,7 +15,7 @@
  * @module
  */
 import { resizeDevice } from "../../ffi/device.ts";
-import { flock, LOCK, unlinkPath } from "../../ffi/files.ts";
+import { flock, LOCK, sizeOfFd, unlinkPath } from "../../ffi/files.ts";
 import type { Source, View } from "../../ffi/handle.ts";
 import { popUpper, pushUpper, settleDevice } from "../../ffi/push.ts";
 import { syncUpper, upperBusy, upperSource } from "../../ffi/upper.ts";
@@ -26,6 +26,7 @@ import { openLayer } from "../layer/open.ts";
 import { emptyUpper, type OpenUpper } from "../layer/upper.ts";
 import type { ImageConfig } from "./config.ts";
 import type { OpenImage } from "./image.ts";
+import { keepUpper } from "./intent.ts";
 import type { OpenLower } from "./lowers.ts";
 import { prepare, type Prepared } from "./prepare.ts";
 import { isSameFile, sealedFile, SnapshotError } from "./successor.ts";
@@ -105,25 +106,6 @@ async function openSealed(
 }
 
 /**
- * The view with the sealed layer.  A lower may be read from somewhere else
- * since the merge began: then it begins again.
- */
-async function mergedView(
-  { stack }: OpenImage,
-  sealed: OpenLower,
-): Promise<View> {
-  for (;;) {
-    const lowers = [...stack.lowers];
-    const view = await buildViewAsync([...lowers, sealed], stack.virtualSize);
-    const now = stack.lowers;
-    if (
-      now.length === lowers.length && now.every((it, nr) => it === lowers[nr])
-    ) return view;
-    view.close();
-  }
-}
-
-/**
  * The new upper as its client made it, so that the same can be tried again.
  * Requests that began before may still read from it.
  */
@@ -133,7 +115,7 @@ async function giveBack(upper: OpenUpper): Promise<void> {
       if (left === 0) return;
       await new Promise((done) => setTimeout(done, BUSY_POLL_MS));
     }
-    emptyUpper(upper);
+    await emptyUpper(upper);
   } catch {
     // Then it is refused as not empty, which it is.
   } finally {
@@ -145,6 +127,7 @@ async function giveBack(upper: OpenUpper): Promise<void> {
  * Takes a switch back: what was written since goes to the old upper.  Where
  * that cannot be done, the device goes on with both, and the intent stays.
  *
+ * @param before bytes of the old upper's data, once it may have been sealed
  * @returns false: it could not be done
  */
 async function goBack(
@@ -158,6 +141,8 @@ async function goBack(
     await popUpper(device, POP_LIMIT_MS);
     await intent.drop();
   } catch {
+    // Then only whoever removes the new upper loses what is flushed now.
+    await keepUpper(upper.paths).catch(() => {});
     settleDevice(device, { how: "kept" });
     stack.frozen = old;
     stack.upper = upper;
@@ -174,14 +159,16 @@ async function complete(
   prepared: Prepared,
 ): Promise<{ sealed: OpenLower; view: View }> {
   const { old, next, intent } = prepared;
+  const { lowers, virtualSize } = image.stack;
   let before: number | undefined;
   let sealed: OpenLower | undefined;
   let view: View | undefined;
   try {
     await syncUpper(old.upper);
-    before = (await sealUpper(old)).before;
+    before = sizeOfFd(old.dataFd);
+    await sealUpper(old);
     sealed = await openSealed(old, next);
-    view = await mergedView(image, sealed);
+    view = await buildViewAsync([...lowers, sealed], virtualSize);
     await intent.commit();
     return { sealed, view };
   } catch (error) {

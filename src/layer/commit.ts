@@ -151,13 +151,6 @@ export async function commitLayer(
   return { ...written, warnings: input.warnings };
 }
 
-/** What sealing appended, and where. */
-export interface Sealed {
-  /** bytes of the data file before */
-  before: number;
-  records: number;
-}
-
 /**
  * Seals an open writable layer, which nothing may change meanwhile or after:
  * appends its index and a trailer to the data file.  On failure the file is
@@ -168,7 +161,7 @@ export interface Sealed {
  */
 export async function sealUpper(
   { upper, paths: { data }, dataFd: fd }: OpenUpper,
-): Promise<Sealed> {
+): Promise<void> {
   using map = await snapshotUpperAsync(upper);
   const records = indexCount(map);
   if (records > MAX_RECORDS) {
@@ -200,7 +193,6 @@ export async function sealUpper(
     });
     pwriteFd(fd, trailer, at + length);
     await syncFd(fd);
-    return { before, records };
   } catch (error) {
     await unsealUpper(fd, before);
     throw error;

@@ -184,23 +184,24 @@ function warningsOf(path: string, report: UpperReport): string[] {
 }
 
 /**
- * Makes a layer as empty as it was created.  Nobody may use it, and nobody
- * may from now on: it is to be closed.
+ * Makes a layer as empty as it was created, on disk, too.  Nobody may use it,
+ * and nobody may from now on: it is to be closed.
  */
-export function emptyUpper(
+export async function emptyUpper(
   { kind, paths, dataFd, virtualSize }: OpenUpper,
-): void {
+): Promise<void> {
+  if (kind === "log") {
+    const fd = openFd(paths.index, O.RDWR);
+    try {
+      truncateFd(fd, BLOCK_SIZE);
+      await syncFd(fd);
+    } finally {
+      closeFd(fd);
+    }
+  }
   truncateFd(dataFd, BLOCK_SIZE);
-  if (kind === "sparse") {
-    truncateFd(dataFd, BigInt(BLOCK_SIZE) + virtualSize);
-    return;
-  }
-  const fd = openFd(paths.index, O.RDWR);
-  try {
-    truncateFd(fd, BLOCK_SIZE);
-  } finally {
-    closeFd(fd);
-  }
+  if (kind === "sparse") truncateFd(dataFd, BigInt(BLOCK_SIZE) + virtualSize);
+  await syncFd(dataFd);
 }
 
 /** Opens the index file of a log layer and reads its header. */

@@ -4,7 +4,7 @@
  * is not, and either way the device shows what was written, takes writes,
  * and so does whoever opens the image next.
  */
-import { deepEqual, equal, match, ok } from "node:assert/strict";
+import { deepEqual, equal, fail, match, ok } from "node:assert/strict";
 import { existsSync } from "node:fs";
 import {
   flushDevice,
@@ -17,7 +17,7 @@ import { type OpenImage, openImage } from "../../src/image/image.ts";
 import { finishSnapshot } from "../../src/image/intent.ts";
 import { snapshotImage } from "../../src/image/snapshot.ts";
 import { tempDir } from "../lib/env.ts";
-import { chooseSeed, generator, noise } from "../lib/random.ts";
+import { chooseSeed, generator, noise, numberFromEnv } from "../lib/random.ts";
 import { newSubject, onSwitch, type Subject } from "../lib/snapshots.ts";
 
 const SIZE = 256 << 10;
@@ -121,8 +121,9 @@ async function round(sparse: boolean, ...faults: Fault[]): Promise<Outcome> {
   } else if (!outcome.pending) {
     equal(Deno.readTextFileSync(subject.config), before, what);
     equal(image.stack.lowers.length, 1, what);
-    // Tried again, it is taken: its files are what they were.
-    if (!broken) {
+    // Tried again, it is taken: its files are what they were, unless giving
+    // them back failed as well.
+    if (!broken && faults.length === 1) {
       await snapshotImage(image, subject.config, next);
       model.check(image, `${what}, tried again`);
     }
@@ -186,4 +187,87 @@ Deno.test("what can go neither on nor back goes on with both uppers, and the nex
     ok(pending, `the intent is gone: ${error}`);
     match(error ?? "", /opening the image again finishes the snapshot/);
   }
+});
+
+/** What a client does that was told "failed": as if it had never been. */
+const CLEAN_UP: Record<string, (paths: readonly string[]) => void> = {
+  "removes its new upper": (paths) =>
+    paths.forEach((it) => Deno.removeSync(it)),
+  "makes its new upper anew": (paths) => {
+    for (const path of paths) {
+      const empty = Deno.readFileSync(path).subarray(0, 4096);
+      Deno.removeSync(path);
+      Deno.writeFileSync(path, empty);
+    }
+  },
+  "does nothing": () => {},
+};
+
+for (const [what, cleanUp] of Object.entries(CLEAN_UP)) {
+  for (const sparse of [false, true]) {
+    const kind = sparse ? "sparse" : "log";
+    Deno.test(`what was flushed after a snapshot that could not be ended is there, though the client ${what}, ${kind}`, async () => {
+      using dir = tempDir("memory");
+      const subject = await newSubject(dir, { size: SIZE, sparse });
+      const model = new Model();
+      const image = await openImage(await readImageConfig(subject.config));
+      readDeviceSync(image.device, model.bytes, 0);
+      const next = await subject.next();
+      const { upper } = await readImageConfig(next);
+      const files = [upper?.data ?? "", upper?.index ?? ""];
+      const { error, pending } = await snapshotWith(
+        subject,
+        image,
+        model,
+        next,
+        [[IO.RENAME, 1, EIO, 1], [IO.TRUNCATE, 1, EIO, 99]],
+      );
+      ok(error !== undefined && pending, error);
+      ok(await model.write(image, 4096, noise(31, 8192)));
+      await flushDevice(image.device);
+      cleanUp(files);
+      ok(await model.write(image, 65536, noise(32, 8192)));
+      await image.close();
+      await finishSnapshot(subject.config);
+      for (const path of files) ok(!existsSync(`${path}.kept`), path);
+      await using again = await openImage(
+        await readImageConfig(subject.config),
+      );
+      model.check(again, `opened again, SEED=${seed}`);
+      await snapshotImage(again, subject.config, await following(subject));
+      model.check(again, `after another, SEED=${seed}`);
+    });
+  }
+}
+
+Deno.test("a seal that can be neither ended nor cut off again is no end of the layer", async () => {
+  for (const sparse of [false, true]) {
+    for (let nth = 1; nth <= 6; nth++) {
+      await round(sparse, [IO.PWRITE, nth, ENOSPC, 1], [
+        IO.TRUNCATE,
+        1,
+        EIO,
+        99,
+      ]);
+      await round(sparse, [IO.SYNC, nth, EIO, 1], [IO.TRUNCATE, 1, EIO, 99]);
+    }
+  }
+});
+
+Deno.test("any two system calls fail, once or from then on: taken, or all as it was", async () => {
+  const random = generator(seed);
+  const fault = (): Fault => {
+    const all = Object.values(OPS);
+    const [op, errno, most] = all[Math.floor(random() * all.length)] ?? fail();
+    const nth = 1 + Math.floor(random() * most);
+    return [op, nth, errno, random() < 0.3 ? 99 : 1];
+  };
+  const pairs = numberFromEnv("PAIRS", 100);
+  for (let i = 0; i < pairs; i++) {
+    const one = fault();
+    let other = fault();
+    while (other[0] === one[0]) other = fault();
+    await round(random() < 0.5, one, other);
+  }
+  console.log(`${pairs} pairs, SEED=${seed}`);
 });

@@ -71,6 +71,12 @@ Deno.test("power loss in many random runs with snapshots", async () => {
   );
 });
 
+Deno.test("many snapshots of which two system calls fail", async () => {
+  await again("tests/fault/snapshot_faults_test.ts", "any two system calls", {
+    PAIRS: `${1000 * TIMES}`,
+  });
+});
+
 Deno.test("many random programs against a plain array", async () => {
   await again("tests/model/model_test.ts", "random programs", {
     PROGRAMS: `${4000 * TIMES}`,
