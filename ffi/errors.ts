@@ -65,6 +65,22 @@ export function errnoText(errno: number): string {
   return NAMES[errno]?.[1] ?? `error ${errno}`;
 }
 
+/** errno of what a call of Deno threw; undefined: it has none. */
+export function osErrno(error: Error): number | undefined {
+  const [, errno] = /\(os error (\d+)\)/.exec(error.message) ?? [];
+  return errno === undefined ? undefined : Number(errno);
+}
+
+/**
+ * Why something failed.  Of what a call of Deno threw, only that, in the
+ * words of {@link errnoText}: its own message ends with the call's name.
+ */
+export function whyOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const errno = osErrno(error);
+  return errno === undefined ? error.message : errnoText(errno);
+}
+
 /**
  * A call of the C library failed.  `message` is `what: text of errno`;
  * `code` is the errno's symbol, as in `node:fs` errors.

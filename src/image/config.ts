@@ -6,6 +6,7 @@
  */
 import * as z from "zod/mini";
 import { EngineError, errnoText } from "../../ffi/errors.ts";
+import { parseJson } from "../format/json.ts";
 import { fileInfo, followLinks, linkInfo, readWhole } from "../layer/files.ts";
 
 /** A configuration cannot be used; the message names file, key and value. */
@@ -174,7 +175,7 @@ export function decodeImageConfig(
   }
   let value: unknown;
   try {
-    value = JSON.parse(text);
+    value = parseJson(text).value;
   } catch (cause) {
     const why = text === "" ? "the file is empty" : (cause as Error).message;
     throw new ConfigError(`cannot parse image config ${path}: ${why}`, {

@@ -6,7 +6,7 @@
  * @module
  */
 import type { Bytes } from "../../ffi/handle.ts";
-import { EngineError } from "../../ffi/errors.ts";
+import { EngineError, osErrno } from "../../ffi/errors.ts";
 
 const EIO = 5;
 
@@ -35,8 +35,7 @@ export function nameOf(path: string): string {
 /** What a call of Deno threw, as an error with its errno. */
 export function withErrno(error: unknown, what: string): unknown {
   if (!(error instanceof Error)) return error;
-  const [, errno] = /\(os error (\d+)\)/.exec(error.message) ?? [];
-  return new EngineError(Number(errno ?? EIO), what);
+  return new EngineError(osErrno(error) ?? EIO, what);
 }
 
 function infoOf(

@@ -7,6 +7,7 @@
  */
 import * as z from "zod/mini";
 import { EngineError, errnoText } from "../../ffi/errors.ts";
+import { type ParsedJson, parseJson } from "../format/json.ts";
 import { ConfigError, expectation, keyName, valueAt } from "../image/config.ts";
 import { readWhole } from "../layer/files.ts";
 import { type ServiceConfig, serviceSchema } from "./config_schema.ts";
@@ -121,12 +122,23 @@ function withValue(
 }
 
 function bend(config: ServiceConfig, warnings: string[]): ServiceConfig {
-  const { logRotateNum } = config.logConfig;
+  const { logRotateNum, logSizeMB } = config.logConfig;
   const files = Math.min(Math.max(logRotateNum, 1), MAX_LOG_FILES);
   if (files !== logRotateNum) {
     warnings.push(
       `logConfig.logRotateNum: ${logRotateNum} is not 1..${MAX_LOG_FILES}: ` +
         `${files} is used`,
+    );
+  }
+  if (logSizeMB === 0) {
+    warnings.push("logConfig.logSizeMB: 0 is less than 1: 1 is used");
+  }
+  const { uriPrefix } = config.exporterConfig;
+  const prefix = uriPrefix.startsWith("/") ? uriPrefix : `/${uriPrefix}`;
+  if (prefix !== uriPrefix) {
+    warnings.push(
+      `exporterConfig.uriPrefix: "${uriPrefix}" does not begin with "/": ` +
+        `"${prefix}" is used`,
     );
   }
   const { mode, path } = config.credentialConfig;
@@ -141,7 +153,15 @@ function bend(config: ServiceConfig, warnings: string[]): ServiceConfig {
         "every request is anonymous",
     );
   }
-  return withValue(config, "logConfig.logRotateNum", files);
+  const bent = {
+    "logConfig.logRotateNum": files,
+    "logConfig.logSizeMB": Math.max(logSizeMB, 1),
+    "exporterConfig.uriPrefix": prefix,
+  };
+  return Object.entries(bent).reduce(
+    (all, [key, value]) => withValue(all, key, value),
+    config,
+  );
 }
 
 function refusal(
@@ -218,16 +238,19 @@ export async function loadServiceConfig(
 ): Promise<LoadedConfig> {
   const name = path ?? DEFAULT_SERVICE_CONFIG;
   const text = await readText(name) ?? "{}";
-  let value: unknown;
+  let parsed: ParsedJson;
   try {
-    value = JSON.parse(text);
+    parsed = parseJson(text);
   } catch (cause) {
     throw new ConfigError(
       `error parse global config json: ${name}: ${(cause as Error).message}`,
       { cause },
     );
   }
-  return parseServiceConfig(value, name);
+  const loaded = parseServiceConfig(parsed.value, name);
+  const warnings = parsed.repeated
+    .map((key) => `${name}: key ${key} is there twice: the first counts`);
+  return { ...loaded, warnings: [...warnings, ...loaded.warnings] };
 }
 
 /**

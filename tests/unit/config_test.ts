@@ -8,7 +8,11 @@ import {
 } from "node:assert/strict";
 import { serviceFields } from "../../scripts/reference/described.ts";
 import { ConfigError, readImageConfig } from "../../src/image/config.ts";
-import { configLines, parseServiceConfig } from "../../src/service/config.ts";
+import {
+  configLines,
+  loadServiceConfig,
+  parseServiceConfig,
+} from "../../src/service/config.ts";
 import { ROOT, tempDir, tool } from "../lib/env.ts";
 
 const parse = (value: unknown) => parseServiceConfig(value, "o.json");
@@ -38,7 +42,53 @@ Deno.test("defaults are the original's", () => {
   equal(config.prefetchConfig.concurrency, 16);
   equal(config.userAgent, "overlaybd/0.1.0");
   equal(config.writeCache, true);
-  equal(parse({ cacheConfig: {}, logConfig: {}, download: {} }).config, config);
+  const groups = Object.entries(config)
+    .filter(([, value]) => typeof value === "object" && !Array.isArray(value));
+  equal(groups.length, 11);
+  equal(
+    parse(Object.fromEntries(groups.map(([key]) => [key, {}]))),
+    parse({}),
+  );
+});
+
+Deno.test("files of clients and of older packages are taken without a warning", () => {
+  const older = {
+    ...{ logLevel: 1, logPath: "/l", registryCacheDir: "/c" },
+    ...{ registryCacheSizeGB: 1, credentialFilePath: "/k", ioEngine: 1 },
+    download: { enable: true, delay: 1, delayExtra: 1, maxMBps: 1, tryCnt: 1 },
+  };
+  equal(parse(older).warnings, []);
+  // The snapshotter's, for turboOCI-apply.
+  const { config, warnings } = parse({
+    registryFsVersion: "v2",
+    ...{ logPath: "", logLevel: 1, ioEngine: 0, enableAudit: false },
+    cacheConfig: { cacheType: "file", cacheDir: "/w/cache", cacheSizeGB: 4 },
+    gzipCacheConfig: { enable: false },
+    ...{ credentialFilePath: "", download: { enable: false } },
+  });
+  equal(
+    [config.logConfig.logPath, config.credentialConfig.path],
+    ["", ""],
+  );
+  equal(warnings, [
+    "credentialConfig.path: empty authentication path: every request is " +
+    "anonymous",
+  ]);
+});
+
+Deno.test("of a key that is there twice the first counts, and it is said", async () => {
+  using dir = tempDir();
+  const path = dir.file("o.json");
+  Deno.writeTextFileSync(
+    path,
+    '{"download": {"delay": 1, "delay": 2}, "ioEngine": 1, "ioEngine": 0}',
+  );
+  const { config, warnings } = await loadServiceConfig(path);
+  equal([config.ioEngine, config.download.delay], [1, 1]);
+  equal(warnings, [
+    `${path}: key delay is there twice: the first counts`,
+    `${path}: key ioEngine is there twice: the first counts`,
+  ]);
 });
 
 Deno.test("older keys count unless their group's selector is not empty", () => {
@@ -191,10 +241,24 @@ Deno.test("unknown keys and bent values are collected", () => {
   ]);
   equal(config.logConfig.logRotateNum, 30);
   equal(config.logConfig.logSizeMB, 4096);
-  equal(
-    parse({ logConfig: { logRotateNum: -1 } }).config.logConfig.logRotateNum,
-    1,
-  );
+  for (const logRotateNum of [0, -1]) {
+    const { logConfig } = parse({ logConfig: { logRotateNum } }).config;
+    equal(logConfig.logRotateNum, 1);
+  }
+});
+
+Deno.test("what would do nothing is bent, and it is said", () => {
+  const { warnings, config } = parse({
+    logConfig: { logSizeMB: 0 },
+    exporterConfig: { uriPrefix: "metrics" },
+  });
+  equal(warnings, [
+    "logConfig.logSizeMB: 0 is less than 1: 1 is used",
+    'exporterConfig.uriPrefix: "metrics" does not begin with "/": ' +
+    '"/metrics" is used',
+  ]);
+  equal(config.logConfig.logSizeMB, 1);
+  equal(config.exporterConfig.uriPrefix, "/metrics");
 });
 
 Deno.test("the packaged overlaybd.json has no warnings", () => {

@@ -220,6 +220,24 @@ Deno.test("credential: a file is read again when it changes, a bad edit is not t
 });
 
 for (
+  const [text, told] of [
+    ["", 1],
+    ["{}", 0],
+    ['{"auths": null}', 0],
+    ['{"auths": []}', 1],
+    ['{"auths": 1}', 1],
+  ] as const
+) {
+  Deno.test(`credential: a file with "${text}" is anonymous`, async () => {
+    using dir = tempDir();
+    const { credentials, path, lines } = fileCredentials(dir);
+    Deno.writeTextFileSync(path, text);
+    assert.equal(await ask(credentials), undefined);
+    assert.equal(lines.length, told, lines.join());
+  });
+}
+
+for (
   const [what, options] of [
     ["an unknown mode", { mode: "ldap", path: "x" }],
     ["no path", { mode: "file", path: "" }],

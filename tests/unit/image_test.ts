@@ -5,10 +5,12 @@ import {
   rejects,
   throws,
 } from "node:assert/strict";
+import { existsSync } from "node:fs";
 import { readDeviceSync, writeDevice } from "../../ffi/device.ts";
 import { checkImage } from "../../src/image/check.ts";
 import {
   ConfigError,
+  decodeImageConfig,
   parseImageConfig,
   readImageConfig,
 } from "../../src/image/config.ts";
@@ -76,6 +78,12 @@ Deno.test("absent and null lists, empty uppers and unknown keys are legal", () =
   equal(config({ download: {} }).download?.delay, 300);
 });
 
+Deno.test("of a key that is there twice the first counts", () => {
+  const text = '{"lowers":[{"file":"/a","file":"/b"}],"lowers":[]}';
+  const { lowers } = decodeImageConfig(new TextEncoder().encode(text), "c");
+  equal(lowers.map(({ file }) => file), ["/a"]);
+});
+
 Deno.test("an unreadable config says why", async () => {
   using dir = tempDir();
   const path = dir.file("c.json");
@@ -120,12 +128,24 @@ Deno.test("a lower is its file, else what its directory has, in order", async ()
   }
 });
 
-Deno.test("an empty dir is not the root directory", async () => {
-  await rejects(openStack(config({ lowers: [{ dir: "" }] })), (error) => {
-    ok(error instanceof ImageError);
-    equal(error.resultText, "empty repoBlobUrl");
-    return true;
-  });
+const AT_ROOT = "/overlaybd.commit";
+
+Deno.test({
+  name: "an empty dir is not the root directory (needs root)",
+  ignore: Deno.uid() !== 0 || existsSync(AT_ROOT),
+  async fn() {
+    using dir = tempDir();
+    Deno.copyFileSync(layer(dir, "l"), AT_ROOT);
+    try {
+      await rejects(openStack(config({ lowers: [{ dir: "" }] })), (error) => {
+        ok(error instanceof ImageError);
+        equal(error.resultText, "empty repoBlobUrl");
+        return true;
+      });
+    } finally {
+      Deno.removeSync(AT_ROOT);
+    }
+  },
 });
 
 Deno.test("neither lowers nor a complete upper is an error", async () => {
@@ -139,11 +159,11 @@ Deno.test("neither lowers nor a complete upper is an error", async () => {
 
 Deno.test("an upper with only one of its files leaves the image read-only", async () => {
   using dir = tempDir();
-  const image = await openImage(
-    config({ lowers: [{ file: layer(dir, "l") }], upper: { data: "/x" } }),
-  );
-  ok(image.readonly);
-  await image.close();
+  const lowers = [{ file: layer(dir, "l") }];
+  for (const upper of [{ data: "/x" }, { index: "/x" }]) {
+    await using image = await openImage(config({ lowers, upper }));
+    ok(image.readonly);
+  }
 });
 
 Deno.test("a damaged lower is named with its place and its file", async () => {
@@ -162,6 +182,22 @@ Deno.test("a damaged lower is named with its place and its file", async () => {
   );
 });
 
+Deno.test("what cannot be opened is named among any number of lowers", async () => {
+  using dir = tempDir();
+  const good = { file: layer(dir, "l") };
+  for (const count of [1, 32, 33, 100]) {
+    for (const at of new Set([0, count - 1])) {
+      const lowers = Array.from({ length: count }, () => good);
+      (await openStack(config({ lowers }))).close();
+      lowers[at] = { file: dir.file("none") };
+      await rejects(
+        openStack(config({ lowers })),
+        new RegExp(`^ImageError: cannot open lowers\\[${at}\\]: `),
+      );
+    }
+  }
+});
+
 Deno.test("255 lowers stack, 256 are refused", async () => {
   using dir = tempDir();
   const file = layer(dir, "l");
@@ -178,6 +214,9 @@ Deno.test("the size is that of the topmost layer that has one", async () => {
   const sized = (name: string, virtualSize: number) => ({
     file: layer(dir, name, { trailer: { virtualSize } }),
   });
+  const odd = [sized("odd", MiB + 1023)];
+  using whole = await openStack(config({ lowers: odd }));
+  equal(whole.virtualSize, BigInt(MiB + 512), "a last sector in part");
   const lowers = [sized("a", 4 * MiB), sized("b", 2 * MiB), sized("c", 0)];
   using stack = await openStack(config({ lowers }));
   equal(stack.virtualSize, BigInt(2 * MiB));

@@ -6,6 +6,8 @@
  *
  * @module
  */
+import { whyOf } from "../../../ffi/errors.ts";
+import { parseJson } from "../../format/json.ts";
 import { ANONYMOUS, type Credential, type Credentials } from "./credential.ts";
 import { type CredentialStore, findIn, readStore } from "./docker.ts";
 
@@ -95,17 +97,13 @@ function fileStore(
     if (now === stamp) return store;
     stamp = now;
     try {
-      store = readStore(JSON.parse(await Deno.readTextFile(path)));
+      store = readStore(parseJson(await Deno.readTextFile(path)).value);
       for (const warning of store.warnings) {
         log(`WARNING credentials in ${path}: ${warning}`);
       }
     } catch (error) {
       // Parsers quote what they cannot read.
-      const why = error instanceof SyntaxError
-        ? "it is no JSON"
-        : error instanceof Error
-        ? error.message
-        : String(error);
+      const why = error instanceof SyntaxError ? "it is no JSON" : whyOf(error);
       const kept = store === NOTHING ? "" : ", what it had before still counts";
       log(`WARNING cannot read credentials from ${path}: ${why}${kept}`);
     }
