@@ -198,7 +198,10 @@ async function openLower(
   }
 }
 
-/** Opens every lower, 32 at a time; all or none. */
+/**
+ * Opens every lower, 32 at a time; all or none.  After the first that cannot
+ * be opened no other is begun.
+ */
 export async function openLowers(
   config: ImageConfig,
   options: LowerOptions,
@@ -211,9 +214,18 @@ export async function openLowers(
     );
   }
   const limit = pLimit(OPEN_CONCURRENCY);
+  const stop = new AbortController();
   const results = await Promise.allSettled(
     wanted.map((lower, position) =>
-      limit(() => openLower(lower, position, config, options))
+      limit(async () => {
+        stop.signal.throwIfAborted();
+        try {
+          return await openLower(lower, position, config, options);
+        } catch (error) {
+          stop.abort();
+          throw error;
+        }
+      })
     ),
   );
   const layers: OpenLower[] = [];

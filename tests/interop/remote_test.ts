@@ -129,17 +129,26 @@ Deno.test("an image of 30 layers opens with two requests for each", async () => 
     refillSize: 262144,
     log: () => {},
   });
-  const config = parseImageConfig({
-    repoBlobUrl: server.url,
-    lowers: Array.from({ length: 30 }, (_, i) => ({
-      digest: `sha256:${i.toString(16).padStart(64, "0")}`,
-    })),
-  }, "test");
-  await using image = await openImage(config, { sources });
+  const layers = (first: number, count: number) =>
+    parseImageConfig({
+      repoBlobUrl: server.url,
+      lowers: Array.from({ length: count }, (_, i) => ({
+        digest: `sha256:${(first + i).toString(16).padStart(64, "0")}`,
+      })),
+    }, "test");
+  await using image = await openImage(layers(0, 30), { sources });
   assert(server.state.requests <= 60, `${server.state.requests}`);
   const into = new Uint8Array(4096);
   await readDevice(image.device, into, 1 << 20);
   assert.deepEqual(into, content.slice(1 << 20, (1 << 20) + 4096));
+  // After the first that cannot be had no other is asked for.
+  server.state.requests = 0;
+  server.state.status = 404;
+  await assert.rejects(
+    openImage(layers(1000, 255), { sources }),
+    /cannot open lowers\[0\]: .*404/,
+  );
+  assert(server.state.requests <= 2 * 32, `${server.state.requests}`);
 });
 
 for (const remote of ["good", "bad"] as const) {
