@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { whyOf } from "../../ffi/errors.ts";
 import { renamePath } from "../../ffi/files.ts";
 import { ImageError } from "../image/error.ts";
 import { fileInfo } from "../layer/files.ts";
@@ -13,6 +14,17 @@ export type Log = (line: string) => void;
 
 const toStderr: Log = (line) => console.error(line);
 
+/** Clients read it into a message of their own (spec/client.md, section 10). */
+const MAX_BYTES = 1024;
+
+/** One line of at most 1 KiB. */
+function short(text: string): string {
+  const line = text.replace(/\p{Cc}+/gu, " ");
+  const into = new Uint8Array(MAX_BYTES);
+  const { read } = new TextEncoder().encodeInto(line, into);
+  return line.slice(0, read);
+}
+
 /** What the file says about an outcome. */
 export function resultText(error: unknown): string {
   if (error === undefined) return "success";
@@ -21,7 +33,7 @@ export function resultText(error: unknown): string {
     : error instanceof Error
     ? error.message
     : String(error);
-  return `failed:${text}`;
+  return short(`failed:${text}`);
 }
 
 /**
@@ -55,11 +67,7 @@ export async function writeResult(
       await Deno.writeTextFile(path, text, { create: false });
     }
   } catch (cause) {
-    log(
-      `WARNING cannot write result file ${path}: ${
-        cause instanceof Error ? cause.message : String(cause)
-      }`,
-    );
+    log(`WARNING cannot write result file ${path}: ${whyOf(cause)}`);
   }
 }
 

@@ -13,7 +13,11 @@ import { ConfigError } from "../../src/image/config.ts";
 import { ImageError } from "../../src/image/error.ts";
 import { directoryOf, fullPath, nameOf } from "../../src/layer/files.ts";
 import { readServiceConfig } from "../../src/service/config.ts";
-import { withResultFile, writeResult } from "../../src/service/result.ts";
+import {
+  resultText,
+  withResultFile,
+  writeResult,
+} from "../../src/service/result.ts";
 import { parseServed } from "../../src/service/served.ts";
 import { tempDir } from "../lib/env.ts";
 
@@ -68,6 +72,13 @@ Deno.test("a failure is written in the original's words, and passed on", async (
     (thrown) => thrown === error,
   );
   equal(Deno.readTextFileSync(path), "failed:failed to open layer 3");
+});
+
+Deno.test("whatever the reason, the result is one line of at most 1 KiB", () => {
+  const text = resultText(new Error(`\n${"ü".repeat(1000)}\u0000end`));
+  equal(text, `failed: ${"ü".repeat(508)}`);
+  ok(new TextEncoder().encode(text).length <= 1024);
+  equal(resultText(new Error("a\r\nb")), "failed:a b");
 });
 
 Deno.test("a result file that cannot be written is logged, no more", async () => {
