@@ -52,6 +52,12 @@ export async function run(
     refuse,
   );
   using _reload = watchReload(service);
-  await serveTcmu(service, { signal: interrupt.signal });
+  try {
+    await serveTcmu(service, { signal: interrupt.signal });
+  } catch (error) {
+    // Who looks into the log has to find it, too; stderr gets it anyway.
+    if (loaded.config.logConfig.logPath !== "") log.error(reason(error));
+    throw error;
+  }
   return EXIT.ok;
 }

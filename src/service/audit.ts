@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { whyOf } from "../../ffi/errors.ts";
 import { watchSlowReads } from "../../ffi/slow.ts";
 import type { ServiceConfig } from "./config_schema.ts";
 import { openLineFile } from "./line_file.ts";
@@ -157,8 +158,7 @@ export function openAudit(
       },
     };
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause);
-    log.warn(`no audit file: cannot open ${auditPath}: ${why}`);
+    log.warn(`no audit file: cannot open ${auditPath}: ${whyOf(cause)}`);
     return NO_AUDIT;
   }
 }

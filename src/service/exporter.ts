@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { whyOf } from "../../ffi/errors.ts";
 import type { ServiceConfig } from "./config_schema.ts";
 import { metricsText, originalText } from "./metrics.ts";
 import { type Measured, ownMetrics } from "./own_metrics.ts";
@@ -55,10 +56,9 @@ export function startExporter(
       close: () => server.shutdown(),
     };
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause);
     throw new ExporterError(
       "Failed to start http server for metrics exporter: " +
-        `exporterConfig ${address}:${port}: ${why}`,
+        `exporterConfig ${address}:${port}: ${whyOf(cause)}`,
       { cause },
     );
   }

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { whyOf } from "../../ffi/errors.ts";
 import { renamePath } from "../../ffi/files.ts";
 
 /** Where lines go. */
@@ -84,8 +85,9 @@ export function openLineFile(path: string, options: LineFileOptions): LineFile {
         if (lost > 0) options.onTrouble(`${path}: written again, ${lost} lost`);
         lost = 0;
       } catch (error) {
-        const why = error instanceof Error ? error.message : String(error);
-        if (lost++ === 0) options.onTrouble(`cannot write ${path}: ${why}`);
+        if (lost++ === 0) {
+          options.onTrouble(`cannot write ${path}: ${whyOf(error)}`);
+        }
       }
     },
     [Symbol.dispose]() {

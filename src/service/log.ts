@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { whyOf } from "../../ffi/errors.ts";
 import type { ServiceConfig } from "./config_schema.ts";
 import { type LineFile, openLineFile } from "./line_file.ts";
 import { makeDefaultDir } from "./paths.ts";
@@ -189,7 +190,7 @@ export function createLog(sink: Sink, level: number): ServiceLog {
  * The log that the configuration asks for: a file, or stderr where
  * `logPath` is empty.
  *
- * @throws {Error} `log_output_file failed, errno:N`
+ * @throws {Error} `log_output_file failed: cannot open PATH: why`
  */
 export function openLog(config: ServiceConfig["logConfig"]): ServiceLog {
   const { logPath, logLevel, logSizeMB, logRotateNum, format } = config;
@@ -204,7 +205,9 @@ export function openLog(config: ServiceConfig["logConfig"]): ServiceLog {
     });
     return createLog(fileSink(file, format), logLevel);
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause);
-    throw new Error(`log_output_file failed: ${why}`, { cause });
+    throw new Error(
+      `log_output_file failed: cannot open ${logPath}: ${whyOf(cause)}`,
+      { cause },
+    );
   }
 }

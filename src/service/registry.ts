@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { whyOf } from "../../ffi/errors.ts";
 import { ConfigError } from "../image/config.ts";
 import type { Credentials } from "../source/credential/credential.ts";
 import { createCredentials } from "../source/credential/credentials.ts";
@@ -27,8 +28,10 @@ export function readPem(key: string, path: string): string | undefined {
   try {
     text = Deno.readTextFileSync(path);
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause);
-    throw new ConfigError(`cannot use ${key}: ${why}`, { cause });
+    throw new ConfigError(
+      `cannot use ${key}: cannot open ${path}: ${whyOf(cause)}`,
+      { cause },
+    );
   }
   if (!/-----BEGIN [A-Z0-9 ]+-----/.test(text)) {
     throw new ConfigError(`cannot use ${key}: ${path} is not PEM`);

@@ -58,7 +58,7 @@ Deno.test({
       await served.close();
       const lost = said.filter((line) => /cannot write .*\/log: /.test(line));
       equal(lost.length, 1, said.join("\n"));
-      match(lost[0] ?? "", /No space left/);
+      match(lost[0] ?? "", /no space left/);
 
       // Room again: what is lost is counted where it can be read.
       Deno.truncateSync(`${disk}/log`);

@@ -478,6 +478,23 @@ Deno.test("two servers on one port: neither starts, and it is said which", async
       error instanceof ServeError &&
       /metrics exporter: exporterConfig 127.0.0.1:\d+: /.test(error.stderr),
   );
+  // Nor do two servers of one service share theirs.
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const free = listener.addr.port;
+  listener.close();
+  await rejects(
+    refusal(
+      {
+        exporterConfig: { enable: true, port: free },
+        serviceConfig: { enable: true, address: `http://127.0.0.1:${free}` },
+      },
+      dir.file("api2.sock"),
+    ),
+    (error) =>
+      error instanceof ServeError &&
+      /live snapshot: serviceConfig.address http:.*: address already in use\n$/
+        .test(error.stderr),
+  );
   equal((await ask(other.api, "GET", "/healthz")).status, 200);
   ok(![...Deno.readDirSync(dir.path)].some(({ name }) => name === "nbd2.sock"));
 });

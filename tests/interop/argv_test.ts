@@ -212,6 +212,39 @@ Deno.test("overlaybd-tcmu takes one argument, and says what it cannot use", asyn
       /^overlaybd-tcmu: failed to create image service: .*unknown io_engine: 3: it is not 0 to 2\n$/,
     );
   }
+  for (
+    const [text, why] of [
+      ['{"cacheType":"x"}', /cacheType: unknown cache type: x\n$/],
+      [
+        '{"logPath":"/nowhere/log"}',
+        /log_output_file failed: cannot open \/nowhere\/log: no such file/,
+      ],
+    ] as const
+  ) {
+    Deno.writeTextFileSync(config, text);
+    oneLine(await tool("overlaybd-tcmu", [config]), 255, why);
+  }
+});
+
+Deno.test({
+  name: "why the daemon cannot start is in its log, too (without TCMU only)",
+  ignore: existsSync("/sys/module/target_core_user"),
+  async fn() {
+    using dir = tempDir();
+    const config = dir.file("overlaybd.json");
+    const logPath = dir.file("log");
+    // No audit file is no reason.
+    Deno.writeTextFileSync(
+      config,
+      JSON.stringify({ logPath, auditPath: "/nowhere/audit" }),
+    );
+    const ended = await tool("overlaybd-tcmu", [config]);
+    oneLine(ended, 255, /^overlaybd-tcmu: tcmulib init failed\.: /);
+    const lines = Deno.readTextFileSync(logPath).trimEnd().split("\n");
+    match(lines[0] ?? "", /\|INFO \|.*using config /);
+    ok(lines.some((line) => /no audit file: cannot open/.test(line)));
+    match(lines.at(-1) ?? "", /\|ERROR\|.*tcmulib init failed\.: /);
+  },
 });
 
 // ---- create -----------------------------------------------------------

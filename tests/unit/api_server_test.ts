@@ -105,7 +105,7 @@ Deno.test("files that the configuration names are looked at at the start", async
   const refused = (config: Record<string, unknown>, why: RegExp) =>
     rejects(serve({ address: "127.0.0.1:0", ...config }), why);
   await refused({ tokenFile: path }, /its first line is no token/);
-  await refused({ tokenFile: dir.file("no") }, /tokenFile .*No such file/);
+  await refused({ tokenFile: dir.file("no") }, /tokenFile .*no such file/);
   await refused({ certFile: path }, /certFile and keyFile need each other/);
   await refused({ clientCaFile: path }, /clientCaFile needs certFile/);
   await refused({ certFile: path, keyFile: dir.file("no") }, /keyFile/);

@@ -89,6 +89,34 @@ Deno.test("the log is rotated through logRotateNum files", () => {
   equal(existsSync(`${path}.3`), false);
 });
 
+Deno.test("logSizeMB is the limit, also of 4 GiB; an audit file's is 10 MiB", () => {
+  using dir = tempDir();
+  const rotates = (size: number, write: (path: string) => void) => {
+    const path = dir.file(crypto.randomUUID());
+    Deno.createSync(path).close();
+    Deno.truncateSync(path, size);
+    write(path);
+    return existsSync(`${path}.1`);
+  };
+  const log = (logSizeMB: number) => (logPath: string) => {
+    using log = openLog(logConfig({ logPath, logSizeMB }));
+    log.error("one");
+  };
+  equal(rotates(2 * 2 ** 20 - 1, log(2)), false);
+  equal(rotates(2 * 2 ** 20, log(2)), true);
+  equal(rotates(2 ** 20, log(0)), true);
+  equal(rotates(4095 * 2 ** 20, log(4096)), false);
+  equal(rotates(4096 * 2 ** 20, log(4096)), true);
+  const quiet = createLog(collected().sink, 0);
+  const audit = (auditPath: string) => {
+    using audit = openAudit({ enableAudit: true, auditPath }, quiet);
+    const none = { pathname: "", offset: 0, size: 0, latencyUs: 0 };
+    audit.record({ op: "download", ...none });
+  };
+  equal(rotates(10 * 2 ** 20 - 1, audit), false);
+  equal(rotates(10 * 2 ** 20, audit), true);
+});
+
 Deno.test("one file begins again; an existing one goes on", () => {
   using dir = tempDir();
   const path = dir.file("log");
@@ -109,13 +137,13 @@ Deno.test("a full disk is said once, and the service goes on", () => {
   });
   for (let n = 0; n < 5; n++) file.write("line");
   equal(said.length, 1);
-  match(said[0] ?? "", /^cannot write \/dev\/full: .*No space left/);
+  match(said[0] ?? "", /^cannot write \/dev\/full: no space left on device$/);
 });
 
 Deno.test("a log that cannot be opened ends the start", () => {
   throws(
     () => openLog(logConfig({ logPath: "/nowhere/log" })),
-    /^Error: log_output_file failed: .*No such file/,
+    /^Error: log_output_file failed: cannot open \/nowhere\/log: no such file or directory$/,
   );
 });
 
@@ -184,5 +212,8 @@ Deno.test("audit lines, thresholds, and nothing where it is off", () => {
   using _empty = openAudit({ enableAudit: true, auditPath: "" }, log);
   using _missing = openAudit({ enableAudit: true, auditPath: "/no/a" }, log);
   equal(lines.length, 2);
-  match(lines[1] ?? "", /no audit file: cannot open \/no\/a: No such file/);
+  match(
+    lines[1] ?? "",
+    /no audit file: cannot open \/no\/a: no such file or directory$/,
+  );
 });

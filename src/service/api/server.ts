@@ -15,6 +15,7 @@ import {
   listenUnix,
   parseAddress,
 } from "../../device/listen.ts";
+import { whyOf } from "../../../ffi/errors.ts";
 import { closeFd } from "../../../ffi/files.ts";
 import type { ServiceConfig } from "../config_schema.ts";
 import type { Logger } from "../log.ts";
@@ -60,10 +61,10 @@ function read(path: string, key: string): string {
   try {
     return Deno.readTextFileSync(path);
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause);
-    throw new AddressError(`cannot use apiConfig.${key} ${path}: ${why}`, {
-      cause,
-    });
+    throw new AddressError(
+      `cannot use apiConfig.${key} ${path}: ${whyOf(cause)}`,
+      { cause },
+    );
   }
 }
 

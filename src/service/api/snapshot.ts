@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { whyOf } from "../../../ffi/errors.ts";
 import { AddressError, hostText, isLoopback } from "../../device/listen.ts";
 import type { Service } from "../service.ts";
 
@@ -105,9 +106,9 @@ export function startSnapshotServer(
       (request) => handleSnapshot(request, service),
     );
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause);
     throw new AddressError(
-      `Failed to start http server for live snapshot: ${address}: ${why}`,
+      "Failed to start http server for live snapshot: " +
+        `serviceConfig.address ${address}: ${whyOf(cause)}`,
       { cause },
     );
   }
