@@ -136,7 +136,7 @@ struct obd_upper {
 	int kind;                    /* OBD_UPPER_LOG or OBD_UPPER_SPARSE */
 	bool readonly;
 	int data_fd, index_fd;       /* index_fd -1 when sparse */
-	uint64_t virtual_size;
+	_Atomic uint64_t virtual_size; /* sparse: written under order */
 	struct obd_source *data;     /* data_fd, however far it grows */
 
 	pthread_rwlock_t maplock;
@@ -211,6 +211,8 @@ OBD_HIDDEN int obd_sparse_load(struct obd_upper *upper,
 OBD_HIDDEN int obd_sparse_change(struct obd_upper *upper,
 				 struct obd_request *req,
 				 const struct obd_upper_ask *ask);
+/* Where the disk ends, for later changes; what is mapped behind is not. */
+OBD_HIDDEN int obd_sparse_set_end(struct obd_upper *upper, uint64_t size);
 OBD_HIDDEN int obd_upper_map(struct obd_upper *upper, struct obd_record rec);
 /* All n bytes of the iovecs at `at`. */
 OBD_HIDDEN int obd_write_iov(int fd, const struct iovec *iov, uint32_t count,

@@ -147,6 +147,54 @@ int32_t obd_device_resize(struct obd_device *dev, uint64_t virtual_size)
 	return err;
 }
 
+/* The host block that the end of the disk splits, as a request: it may have
+ * to wait for what the lowers have there. */
+static int complete_end(struct obd_device *dev)
+{
+	struct obd_request req = { .dev = dev, .op = OBD_EXTEND };
+
+	req.offset = obd_device_size(dev);
+	req.length = OBD_SECTOR;
+	return obd_request_wait(&req);
+}
+
+static struct obd_upper *upper_of(struct obd_device *dev)
+{
+	struct obd_upper *upper;
+
+	pthread_mutex_lock(&dev->lock);
+	upper = obd_view_shown(&dev->view)->upper;
+	if (upper)
+		obd_upper_ref(upper);
+	pthread_mutex_unlock(&dev->lock);
+	return upper;
+}
+
+int32_t obd_device_extend(struct obd_device *dev, uint64_t virtual_size)
+{
+	struct obd_upper *upper = upper_of(obd_device_ref(dev));
+	uint64_t size = obd_device_size(dev);
+	int err = size_check(NULL, virtual_size);
+
+	if (!err && virtual_size < size)
+		err = -EINVAL;
+	if (!err && (!upper || upper->readonly))
+		err = -EROFS;
+	if (!err && upper->kind == OBD_UPPER_SPARSE) {
+		err = obd_sparse_set_end(upper, virtual_size);
+		if (!err && virtual_size > size) {
+			err = complete_end(dev);
+			if (!err)
+				err = obd_upper_sync(upper);
+			if (err)
+				obd_sparse_set_end(upper, size);
+		}
+	}
+	obd_upper_unref(upper);
+	obd_device_unref(dev);
+	return err;
+}
+
 int32_t obd_device_close(struct obd_device *dev, int32_t error)
 {
 	int32_t open = 0;

@@ -271,7 +271,10 @@ struct obd_task {
 	struct obd_task *next;
 };
 
-enum obd_op { OBD_READ, OBD_WRITE, OBD_DISCARD, OBD_ZERO, OBD_FLUSH };
+/* OBD_EXTEND is obd_device_extend()'s own: what a sparse upper's last host
+ * block lacks. */
+enum obd_op { OBD_READ, OBD_WRITE, OBD_DISCARD, OBD_ZERO, OBD_FLUSH,
+	      OBD_EXTEND };
 #define OBD_REQ_FUA 1u
 
 /* One transport request.  The transport owns the memory and the data area

@@ -346,9 +346,16 @@ OBD_API int32_t obd_device_new(struct obd_view *view, struct obd_upper *upper,
 /* Later requests use view; running ones keep theirs. */
 OBD_API int32_t obd_device_swap(struct obd_device *dev,
 				struct obd_view *view);
+/* What must be before a sparse upper's file may say that the disk has
+ * virtual_size bytes, which is not less than the disk has: changes may go so
+ * far, and the host block that the end of the disk splits holds what the disk
+ * shows behind it, on disk.  Also takes that back, for a size in between.  A
+ * log upper needs nothing.  Blocks. */
+OBD_API int32_t obd_device_extend(struct obd_device *dev,
+				  uint64_t virtual_size);
 /* The disk has virtual_size bytes for later requests: a multiple of 512, not
- * less than now, and not more than a sparse upper was opened with (else
- * -EINVAL). */
+ * less than now, and not more than a sparse upper was opened with or extended
+ * to (else -EINVAL). */
 OBD_API int32_t obd_device_resize(struct obd_device *dev,
 				  uint64_t virtual_size);
 

@@ -176,7 +176,8 @@ int32_t obd_upper_source(struct obd_upper *upper, struct obd_source **out)
 int obd_upper_change(struct obd_upper *upper, struct obd_request *req,
 		     const struct obd_upper_ask *ask)
 {
-	if (!req->length)
+	if (!req->length ||
+	    (req->op == OBD_EXTEND && upper->kind == OBD_UPPER_LOG))
 		return 0;
 	return upper->kind == OBD_UPPER_LOG ?
 	       obd_log_change(upper, req) :

@@ -482,6 +482,38 @@ static int sparse_zero(struct obd_upper *upper, struct obd_request *req,
 	return err;
 }
 
+/* ---- growing ----------------------------------------------------------- */
+
+/* A file that grows shows the rest of its last host block as data: zeros,
+ * where the disk may show something else. */
+static int sparse_extend(struct obd_upper *upper, struct obd_request *req,
+			 const struct obd_upper_ask *ask, uint64_t lba)
+{
+	int err = 0;
+
+	pthread_rwlock_wrlock(&upper->order);
+	if (any_mapped(upper, block_from(upper, lba), block_to(upper, lba)))
+		err = complete_block(upper, req, ask, lba);
+	pthread_rwlock_unlock(&upper->order);
+	return err;
+}
+
+int obd_sparse_set_end(struct obd_upper *upper, uint64_t size)
+{
+	uint64_t end, was;
+	int err = 0;
+
+	pthread_rwlock_wrlock(&upper->order);
+	was = disk_end(upper);
+	end = size / OBD_SECTOR;
+	if (end < was)
+		err = unmap_range(upper, end, was);
+	if (!err)
+		upper->virtual_size = size;
+	pthread_rwlock_unlock(&upper->order);
+	return err;
+}
+
 int obd_sparse_change(struct obd_upper *upper, struct obd_request *req,
 		      const struct obd_upper_ask *ask)
 {
@@ -491,7 +523,9 @@ int obd_sparse_change(struct obd_upper *upper, struct obd_request *req,
 
 	if (end > disk_end(upper))
 		return -ENOSPC;
-	if (req->op == OBD_WRITE)
+	if (req->op == OBD_EXTEND)
+		err = sparse_extend(upper, req, ask, lba);
+	else if (req->op == OBD_WRITE)
 		err = sparse_write(upper, req, ask, lba, end);
 	else
 		err = sparse_zero(upper, req, ask, lba, end);

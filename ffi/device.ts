@@ -51,6 +51,17 @@ export function swapView(device: Device, view: View): void {
   );
 }
 
+/**
+ * Prepares a sparse upper for a larger disk, before its file says so; a size
+ * in between takes that back.
+ */
+export async function extendDevice(device: Device, size: U64): Promise<void> {
+  check(
+    await lib.obd_device_extend_async(device.pointer, u64(size)),
+    `cannot make the disk ${size} bytes large`,
+  );
+}
+
 /** Later requests may reach up to `size` bytes; a disk never shrinks. */
 export function resizeDevice(device: Device, size: U64): void {
   check(

@@ -546,6 +546,22 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_device_extend: {
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "u64", // uint64_t virtual_size
+    ],
+    result: "i32",
+  },
+  obd_device_extend_async: {
+    name: "obd_device_extend",
+    parameters: [
+      "pointer", // struct obd_device *dev
+      "u64", // uint64_t virtual_size
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
   obd_device_resize: {
     parameters: [
       "pointer", // struct obd_device *dev

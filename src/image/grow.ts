@@ -4,28 +4,31 @@
  *
  * @module
  */
-import { resizeDevice } from "../../ffi/device.ts";
+import { extendDevice, resizeDevice } from "../../ffi/device.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { setUpperSize } from "../layer/resize.ts";
 import type { OpenImage } from "./image.ts";
 
 const EINVAL = 22;
 const EROFS = 30;
-const EOPNOTSUPP = 95;
 
 async function grow(image: OpenImage, size: bigint): Promise<void> {
   const { stack, device } = image;
   const { upper } = stack;
   const what = `cannot grow the disk to ${size} bytes`;
   if (image.readonly || upper === undefined) throw new EngineError(EROFS, what);
-  if (upper.kind !== "log") {
-    throw new EngineError(EOPNOTSUPP, `${what}: its upper is sparse`);
-  }
   // A snapshot may have grown it meanwhile.
   if (size < stack.virtualSize) throw new EngineError(EINVAL, what);
-  // Not what the configuration says: after a snapshot that could not be ended
-  // that is the upper of before.
-  await setUpperSize(upper.paths.data, upper.paths.index, size);
+  await extendDevice(device, size);
+  try {
+    // Not what the configuration says: after a snapshot that could not be
+    // ended that is the upper of before.
+    const { data, index } = upper.paths;
+    await setUpperSize(data, upper.kind === "sparse" ? undefined : index, size);
+  } catch (error) {
+    await extendDevice(device, stack.virtualSize).catch(() => {});
+    throw error;
+  }
   resizeDevice(device, size);
   stack.virtualSize = size;
   for (const tell of image.grown) tell(size);
@@ -36,8 +39,7 @@ async function grow(image: OpenImage, size: bigint): Promise<void> {
  * the old end is there when the image is opened again.
  *
  * @param size bytes, a multiple of 512 and not less than now
- * @throws {EngineError} EROFS: without an upper; EOPNOTSUPP: with a sparse
- *   one, which `overlaybd resize` grows while it is not open
+ * @throws {EngineError} EROFS: without an upper; else nothing was changed
  */
 export async function growImage(
   image: OpenImage,

@@ -12,7 +12,7 @@ import type { ServedImage } from "./service.ts";
  * Grows an open image: its layer's headers first, on disk, then the device.
  *
  * @throws {RequestError} invalid: smaller, or no multiple of 512;
- *   unsupported: read-only, or its upper is sparse
+ *   unsupported: read-only
  * @throws {EngineError} a header cannot be written; nothing was changed
  */
 export async function resizeServed(
@@ -24,13 +24,6 @@ export async function resizeServed(
   const cannot = `cannot resize ${served.name} to ${bytes} bytes`;
   if (image.readonly || upper === undefined || config.upper === undefined) {
     throw new RequestError("unsupported", `${cannot}: it is read-only`);
-  }
-  if (upper.kind === "sparse") {
-    throw new RequestError(
-      "unsupported",
-      `${cannot}: its writable layer is sparse: detach it, and use ` +
-        "`overlaybd resize`",
-    );
   }
   const size = BigInt(bytes);
   if (size % 512n !== 0n) {

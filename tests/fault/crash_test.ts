@@ -637,6 +637,55 @@ Deno.test("a resize cut short anywhere leaves the old size or the new one", asyn
   }
 });
 
+// The host block that the old end splits holds data of a lower, behind it.
+Deno.test("a growth while it is used, cut short anywhere, shows the old size or the new one", async () => {
+  for (const sparse of [false, true]) {
+    using dir = tempDir("memory");
+    const lower = fullLower(dir);
+    const [from, to] = [13 * SECTOR, 29 * SECTOR];
+    const upper = await newUpper(dir.file("u"), { size: from, sparse });
+    const inodes = { data: inode(upper.data), index: inode(upper.index) };
+    await using disk = await openDisk({ lowers: [lower], upper });
+    disk.write(12 * SECTOR, noise(9, SECTOR));
+    await disk.flush();
+    const want = noise(3, SIZE).slice(0, to);
+    want.set(noise(9, SECTOR), 12 * SECTOR);
+    const recorded: Recorded = {
+      initial: new Map([
+        [inodes.data, loadImage(upper.data)],
+        [inodes.index, loadImage(upper.index)],
+      ]),
+      trace: await trace(dir, () => disk.grow(to)),
+      steps: [],
+      before: want,
+      inodes,
+    };
+    equal(sha256(disk.read(0, to)), sha256(want));
+    const random = generator(seed);
+    const last = (recorded.trace.at(-1)?.seq ?? 0) + 1;
+    const sizes = new Set<number>();
+    for (let until = 0; until <= last; until++) {
+      const now = histories(recorded, until, false);
+      const build = (choose: (options: number) => number) =>
+        new Map([...now].map(([ino, it]) => [ino, crashImage(it, choose)]));
+      for (const images of eachState(build, STATES, random)) {
+        const cut = { data: dir.file("c.data"), index: dir.file("c.index") };
+        storeImage(images.get(inodes.data) ?? fail(), cut.data);
+        storeImage(images.get(inodes.index) ?? fail(), cut.index);
+        await using after = await openDisk({ lowers: [lower], upper: cut });
+        ok(after.size === from || after.size === to, `${after.size}`);
+        sizes.add(after.size);
+        equal(
+          sha256(after.read(0, after.size)),
+          sha256(want.slice(0, after.size)),
+          `${sparse ? "sparse" : "log"}, line ${until} (SEED=${seed})`,
+        );
+      }
+    }
+    equal(sizes.size, 2, "both sizes were seen");
+  }
+});
+
 // ---- kill -9 of a server under load --------------------------------
 
 Deno.test("kill -9 of serve under NBD writes loses nothing acknowledged", async () => {

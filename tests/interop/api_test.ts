@@ -133,16 +133,10 @@ Deno.test("an image that cannot be shown leaves nothing behind", async () => {
   refused(await attach({ config, dev_id: "typo" }), 400, "invalid");
   refused(await attach({ config, transport: "tcmu" }), 501, "unsupported");
   equal((await attach({ config: sparse })).status, 201);
-  match(
-    refused(
-      await ask(server.api, "POST", "/v1/devices/2/resize", {
-        body: { bytes: 2 ** 31 },
-      }),
-      501,
-      "unsupported",
-    ),
-    /sparse/,
-  );
+  const resized = await ask(server.api, "POST", "/v1/devices/2/resize", {
+    body: { bytes: 2 ** 31 },
+  });
+  equal(resized.status, 200, resized.text);
   const left = await ask(server.api, "GET", "/v1/devices");
   equal(left.text.match(/"id":/g)?.length, 2);
   equal((await server.stop()).code, 0);

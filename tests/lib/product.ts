@@ -15,6 +15,7 @@ import {
 } from "../../ffi/device.ts";
 import type { Bytes } from "../../ffi/handle.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
+import { growImage } from "../../src/image/grow.ts";
 import { openImage } from "../../src/image/image.ts";
 import { createUpper } from "../../src/layer/create.ts";
 import { type Op, patternBytes } from "./ops.ts";
@@ -36,6 +37,8 @@ export interface OpenDisk extends AsyncDisposable {
   discard(at: number, n: number): void;
   zero(at: number, n: number): void;
   flush(): Promise<void>;
+  /** Makes it larger while it is open. */
+  grow(size: number): Promise<void>;
   extents(at: number, n: number, max?: number): Extent[];
   close(): Promise<void>;
 }
@@ -77,7 +80,9 @@ export async function openDisk(
   const { device } = image;
   const close = () => image.close();
   return {
-    size: Number(image.stack.virtualSize),
+    get size() {
+      return Number(image.stack.virtualSize);
+    },
     warnings: image.stack.warnings,
     read(at, n) {
       const into = new Uint8Array(n);
@@ -88,6 +93,7 @@ export async function openDisk(
     discard: (at, n) => discardDevice(device, at, n),
     zero: (at, n) => zeroDevice(device, at, n),
     flush: () => flushDevice(device),
+    grow: (size) => growImage(image, BigInt(size)),
     extents: (at, n, max) => extents(device, at, n, max),
     close,
     [Symbol.asyncDispose]: close,

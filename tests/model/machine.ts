@@ -321,7 +321,7 @@ async function step(state: State, op: Op): Promise<void> {
     case "recommit":
       return await recommit(state);
     case "grow":
-      return await grow(state, op.sectors);
+      return await grow(state, op);
   }
 }
 
@@ -358,10 +358,18 @@ function isPlainLayer(path: string): boolean {
   return new TextDecoder().decode(magic) === "LSMT";
 }
 
-async function grow(state: State, sectors: number): Promise<void> {
+async function grow(
+  state: State,
+  { sectors, live }: Op & { kind: "grow" },
+): Promise<void> {
   if (state.huge) return;
-  await close(state);
+  if (!live) await close(state);
   state.sectors += sectors;
+  if (live) {
+    await state.disk.grow(state.sectors * SECTOR);
+    equal(state.disk.size, state.sectors * SECTOR, "size");
+    return state.plain.grow(state.sectors);
+  }
   const { data, index } = state.upper;
   await resizeUpper(
     data,

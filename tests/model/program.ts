@@ -28,7 +28,7 @@ export type Op =
   | { kind: "flush" | "reopen" | "recommit" }
   | { kind: "seal"; sparse: boolean }
   | { kind: "commit" | "merge"; sparse: boolean; format: Format }
-  | { kind: "grow"; sectors: number };
+  | { kind: "grow"; sectors: number; live: boolean };
 
 /** A program and the disk that it begins with. */
 export interface Program {
@@ -124,6 +124,7 @@ const op: fc.Arbitrary<Op> = fc.oneof(
     arbitrary: fc.record({
       kind: fc.constant("grow" as const),
       sectors: fc.integer({ min: 1, max: 2048 }),
+      live: fc.boolean(),
     }),
   },
 );

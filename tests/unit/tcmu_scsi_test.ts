@@ -153,6 +153,8 @@ Deno.test("pages b0, b1, b2: discards of a useful size, no rotation", () => {
   const limits = new DataView(inquiry(0xb0).data.buffer);
   equal(limits.getUint8(4), 1);
   ok(limits.getUint32(20) > 0 && limits.getUint32(24) > 0);
+  // mkfs takes a granularity of transfers for the stripe unit of a RAID.
+  equal([limits.getUint16(6), limits.getUint32(28)], [0, 8]);
   equal(new DataView(inquiry(0xb1).data.buffer).getUint16(4), 1);
   equal(inquiry(0xb2).data[5], 0xe4);
   equal(

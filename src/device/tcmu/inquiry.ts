@@ -14,6 +14,7 @@ const REVISION = "0002";
 /** A discard of this many sectors at most: 2 GiB, quick to record. */
 const MAX_UNMAP_SECTORS = 4 << 20;
 const MAX_UNMAP_RANGES = 256;
+/** Shorter discards free nothing. */
 const ALIGNED_SECTORS = 8;
 
 type Page = (disk: ScsiDisk) => Uint8Array<ArrayBuffer>;
@@ -102,7 +103,6 @@ const PAGES: ReadonlyMap<number, Page> = new Map<number, Page>([
         bytes(60, (view, raw) => {
           raw[0] = 1; // WSNZ: a WRITE SAME of 0 blocks is refused
           raw[1] = 1; // COMPARE AND WRITE of one block
-          view.setUint16(2, ALIGNED_SECTORS); // granularity of transfers
           view.setUint32(16, MAX_UNMAP_SECTORS);
           view.setUint32(20, MAX_UNMAP_RANGES);
           view.setUint32(24, ALIGNED_SECTORS); // granularity of discards
