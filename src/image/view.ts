@@ -10,9 +10,12 @@ import type { Device, View } from "../../ffi/handle.ts";
 import { mergeIndexes, mergeIndexesAsync, newIndex } from "../../ffi/index.ts";
 import { newView, viewBusy } from "../../ffi/view.ts";
 import type { OpenLayer } from "../layer/open.ts";
+import { sleep } from "./pace.ts";
 
-/** How often it is looked whether the last request has left a view. */
-const BUSY_POLL_MS = 20;
+/** It is looked whether the last request has left a view after so long, and
+ * less and less often: one may wait for days for what cannot be fetched. */
+const POLL_MIN_MS = 20;
+const POLL_MAX_MS = 1000;
 
 /** A device and the view that it shows. */
 export interface ShownView {
@@ -52,9 +55,16 @@ export async function buildViewAsync(
   return newView(index, topFirst.map((layer) => layer.source), virtualSize);
 }
 
-async function unused(view: View): Promise<void> {
-  while (viewBusy(view)) {
-    await new Promise((done) => setTimeout(done, BUSY_POLL_MS));
+/** @param hurry requests end now: they are waited for */
+async function unused(view: View, hurry: AbortSignal): Promise<void> {
+  const never = new AbortController().signal;
+  for (
+    let ms = POLL_MIN_MS;
+    viewBusy(view);
+    ms = Math.min(2 * ms, POLL_MAX_MS)
+  ) {
+    if (hurry.aborted) await sleep(POLL_MIN_MS, never);
+    else await sleep(ms, hurry).catch(() => {});
   }
 }
 
@@ -62,6 +72,7 @@ async function unused(view: View): Promise<void> {
 export function trackView(device: Device, first: View): ShownView {
   let current = first;
   let previous: Promise<void> = Promise.resolve();
+  const hurry = new AbortController();
   const retiring = new Set<Promise<void>>();
   const track = (work: Promise<void>) => {
     retiring.add(work);
@@ -74,7 +85,7 @@ export function trackView(device: Device, first: View): ShownView {
     const earlier = previous;
     previous = (async () => {
       await earlier;
-      await unused(old);
+      await unused(old, hurry.signal);
       old.close();
     })();
     track(previous);
@@ -83,13 +94,19 @@ export function trackView(device: Device, first: View): ShownView {
     device,
     async show(lowers, virtualSize) {
       const next = await buildViewAsync(lowers, virtualSize);
-      replace(next, () => swapView(device, next));
+      try {
+        replace(next, () => swapView(device, next));
+      } catch (error) {
+        next.close();
+        throw error;
+      }
     },
     replace,
     retire(item) {
       track(previous.then(() => item.close()));
     },
     async close() {
+      hurry.abort();
       await Promise.all([...retiring]);
       current.close();
     },

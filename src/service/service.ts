@@ -32,6 +32,7 @@ import {
 import { type Counters, createCounters } from "./counters.ts";
 import type { Logger, ServiceLog } from "./log.ts";
 import { createMeter, type Meters } from "./metrics.ts";
+import { RequestError } from "./refusal.ts";
 import { writeResult } from "./result.ts";
 
 /** How images are shown to the world. */
@@ -86,6 +87,7 @@ export interface Service {
    * @param signal nobody wants it any more: its dev_id is free at once, and
    *   what is opened all the same is closed
    * @throws {ConfigError | ImageError}
+   * @throws {RequestError} the service ends
    * @throws the signal's reason
    */
   open(request: OpenRequest, signal?: AbortSignal): Promise<ServedImage>;
@@ -105,7 +107,7 @@ export interface Service {
    */
   snapshot(served: ServedImage, newPath: string): Promise<SnapshotReport>;
   /**
-   * Closes every image.
+   * Closes every image, those that are being opened, too.
    *
    * @throws {EngineError} the first that could not be written to disk
    */
@@ -210,12 +212,14 @@ export function createService(parts: ServiceParts): Service {
   const grown: Service["grown"] = new Set();
   const devIds = new Map<string, ServedImage | undefined>();
   let nextId = 1;
+  const ended = new AbortController();
+  const opening = new Set<Promise<unknown>>();
 
   const openConfigured = async (
     request: OpenRequest,
     config: ImageConfig,
     about: Logger,
-    signal: AbortSignal | undefined,
+    signal: AbortSignal,
   ): Promise<ServedImage> => {
     const { path, devId } = request;
     if (devIds.has(devId)) {
@@ -227,7 +231,7 @@ export function createService(parts: ServiceParts): Service {
       held = false;
     };
     if (held) devIds.set(devId, undefined);
-    signal?.addEventListener("abort", release);
+    signal.addEventListener("abort", release);
     let image: OpenImage;
     try {
       image = await openImage(config, {
@@ -241,7 +245,7 @@ export function createService(parts: ServiceParts): Service {
         audit,
         onBuffered: settings.ioEngine === 1 ? about.info : undefined,
       });
-      if (signal?.aborted) {
+      if (signal.aborted) {
         await image.close();
         throw signal.reason;
       }
@@ -249,7 +253,7 @@ export function createService(parts: ServiceParts): Service {
       release();
       throw error;
     } finally {
-      signal?.removeEventListener("abort", release);
+      signal.removeEventListener("abort", release);
     }
     for (const warning of image.stack.warnings) about.warn(warning);
     about.info(
@@ -285,6 +289,31 @@ export function createService(parts: ServiceParts): Service {
     return served;
   };
 
+  const openFile = async (
+    request: OpenRequest,
+    signal: AbortSignal,
+  ): Promise<ServedImage> => {
+    const { path, devId } = request;
+    const about = log.with({ device: devId === "" ? path : devId });
+    let config: ImageConfig | undefined;
+    try {
+      config = decodeImageConfig(await readConfigBytes(path), path);
+      for (const done of await finishSnapshot(path)) {
+        about.warn(done);
+        config = await readImageConfig(path);
+      }
+      return await openConfigured(request, config, about, signal);
+    } catch (error) {
+      // The file may be another device's by now.
+      if (signal.aborted) throw error;
+      const said = config ?? (error instanceof ConfigError ? error : null);
+      if (said !== null) {
+        await writeResult(resultPath(said, path), error, about.warn);
+      }
+      throw error;
+    }
+  };
+
   return {
     started,
     get loaded() {
@@ -298,26 +327,15 @@ export function createService(parts: ServiceParts): Service {
     meters,
     counters,
     sources,
-    async open(request, signal) {
-      const { path, devId } = request;
-      const about = log.with({ device: devId === "" ? path : devId });
-      let config: ImageConfig | undefined;
-      try {
-        config = decodeImageConfig(await readConfigBytes(path), path);
-        for (const done of await finishSnapshot(path)) {
-          about.warn(done);
-          config = await readImageConfig(path);
-        }
-        return await openConfigured(request, config, about, signal);
-      } catch (error) {
-        // The file may be another device's by now.
-        if (signal?.aborted) throw error;
-        const said = config ?? (error instanceof ConfigError ? error : null);
-        if (said !== null) {
-          await writeResult(resultPath(said, path), error, about.warn);
-        }
-        throw error;
-      }
+    open(request, signal) {
+      if (ended.signal.aborted) return Promise.reject(ended.signal.reason);
+      const wanted = signal === undefined ? [] : [signal];
+      const work = openFile(
+        request,
+        AbortSignal.any([ended.signal, ...wanted]),
+      );
+      opening.add(work);
+      return work.finally(() => opening.delete(work));
     },
     images: () => [...open],
     find: (devId) => devIds.get(devId),
@@ -346,13 +364,15 @@ export function createService(parts: ServiceParts): Service {
       return report;
     },
     async close() {
-      const ended = await Promise.allSettled(
+      ended.abort(new RequestError("ending", "the service ends"));
+      await Promise.allSettled(opening);
+      const closed = await Promise.allSettled(
         [...open].map((served) => served.close()),
       );
       await sources.close();
       client.close();
       audit[Symbol.dispose]();
-      const failed = ended.find((result) => result.status === "rejected");
+      const failed = closed.find((result) => result.status === "rejected");
       if (failed !== undefined) throw failed.reason;
     },
   };

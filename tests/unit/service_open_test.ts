@@ -9,6 +9,7 @@ import {
   DuplicateError,
   type Service,
 } from "../../src/service/service.ts";
+import { openUpper } from "../../src/layer/upper.ts";
 import { type TempDir, tempDir } from "../lib/env.ts";
 import { newUpper } from "../lib/product.ts";
 
@@ -120,4 +121,24 @@ Deno.test("an image that nobody wants any more gives its dev_id back at once", a
   equal(existsSync(dir.file("a.result")), false);
   await (await service.open(request)).close();
   await service.close();
+});
+
+Deno.test("an image that is being opened when the service ends is closed", async () => {
+  using dir = tempDir();
+  const service = quietService(dir);
+  const path = await writeConfig(dir, "a");
+  const request = { path, devId: "1", transport: "nbd" } as const;
+  const opening = service.open(request);
+  const refused = rejects(opening, /the service ends/);
+  await service.close();
+  const lock = await openUpper({
+    data: dir.file("a.data"),
+    index: dir.file("a.index"),
+    readonly: false,
+  });
+  lock.close();
+  await refused;
+  equal(service.images(), []);
+  await rejects(service.open(request), /the service ends/);
+  equal(existsSync(dir.file("a.result")), false);
 });

@@ -7,7 +7,7 @@
  */
 import { evict, fill, fillSpilled, spillSource } from "../../../ffi/cache.ts";
 import { EngineError } from "../../../ffi/errors.ts";
-import { preadFd, punchFd, pwriteFd } from "../../../ffi/files.ts";
+import { closeFd, preadFd, punchFd, pwriteFd } from "../../../ffi/files.ts";
 import type { Bytes, Source } from "../../../ffi/handle.ts";
 import { openUnlinked } from "./file.ts";
 import type { SpillBudget } from "./spill.ts";
@@ -75,10 +75,15 @@ export function openMedia(options: MediaOptions): Media {
 
   const openSpill = (): number => {
     if (spillFd !== undefined) return spillFd;
-    const file = openUnlinked();
-    spillSource(source, file.fd);
-    spillFd = file.fd;
-    return spillFd;
+    const { fd } = openUnlinked();
+    try {
+      spillSource(source, fd);
+    } catch (error) {
+      closeFd(fd);
+      throw error;
+    }
+    spillFd = fd;
+    return fd;
   };
   // At once: a thread of Deno's pool may not come while reads that wait for
   // these bytes hold all of them.
