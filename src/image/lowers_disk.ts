@@ -5,11 +5,18 @@
  *
  * @module
  */
-import { closeDevice, newDevice, readDevice } from "../../ffi/device.ts";
+import {
+  closeDevice,
+  newDevice,
+  readDevice,
+  swapView,
+} from "../../ffi/device.ts";
+import { EngineError } from "../../ffi/errors.ts";
 import { mergeIndexes } from "../../ffi/index.ts";
+import type { Bytes } from "../../ffi/handle.ts";
 import { newView } from "../../ffi/view.ts";
 import { FormatError } from "../format/error.ts";
-import type { OpenLower } from "./lowers.ts";
+import type { OpenStack } from "./image.ts";
 import { type LayerRange, needRange } from "./plan.ts";
 import { servingRanges } from "./serving.ts";
 
@@ -31,8 +38,12 @@ const PAGE = 16384;
 const MAX_PAGES = 256;
 /** Pages that are looked at before the disk counts as a trap. */
 const MAX_READS = 100_000;
-/** What was fetched can be evicted before it is read: rare, and no harm. */
-const DEADLINE_MS = 60_000;
+/**
+ * What was fetched can be evicted before it is read, and its layer can be
+ * another one by then: it is asked for again, so often.
+ */
+const DEADLINE_MS = 1000;
+const READ_TRIES = 30;
 const ESHUTDOWN = 108;
 
 /** The same as `work`, or the signal's reason as soon as that is given. */
@@ -51,23 +62,21 @@ export function unlessAborted<T>(
 }
 
 /**
- * Opens the lowers, bottom first, as they are now.
+ * Opens a stack's lowers.  Another layer with the same content may take the
+ * place of one of them meanwhile, and others may come on top.
  *
  * @param signal ends reads that wait
  */
 export function openLowersDisk(
-  stackLowers: readonly OpenLower[],
-  virtualSize: bigint,
+  stack: OpenStack,
   signal: AbortSignal,
 ): LowersDisk {
-  const lowers = [...stackLowers];
-  const topFirst = lowers.toReversed();
-  const index = mergeIndexes(topFirst.map((layer) => layer.index));
-  const view = newView(
-    index,
-    topFirst.map((layer) => layer.source),
-    virtualSize,
-  );
+  const { virtualSize, lowers: { length: layers } } = stack;
+  const topFirst = () => stack.lowers.slice(0, layers).reverse();
+  const index = mergeIndexes(topFirst().map((layer) => layer.index));
+  const sourcesNow = () => topFirst().map((layer) => layer.source);
+  let sources = sourcesNow();
+  let view = newView(index, sources, virtualSize);
   const device = newDevice(view, undefined, virtualSize, {
     deadlineMs: DEADLINE_MS,
   });
@@ -82,21 +91,44 @@ export function openLowersDisk(
   function* serving(at: number, length: number): Generator<LayerRange> {
     const end = Math.min(size, at + length);
     for (const { tag, offset, count } of servingRanges(index, at, end)) {
-      yield { layer: lowers.length - 1 - tag, offset, count };
+      yield { layer: layers - 1 - tag, offset, count };
     }
   }
 
-  const readPage = async (page: number): Promise<Uint8Array> => {
-    const at = page * PAGE;
-    const into = new Uint8Array(Math.min(PAGE, size - at));
+  /** Reads the layers that have taken others' places. */
+  const follow = () => {
+    const now = sourcesNow();
+    if (now.every((source, i) => source === sources[i])) return;
+    const next = newView(index, now, virtualSize);
+    swapView(device, next);
+    view.close();
+    [view, sources] = [next, now];
+  };
+  const fetchAndRead = async (into: Bytes, at: number): Promise<void> => {
     for (const range of serving(at, into.length)) {
-      await unlessAborted(needRange(lowers, range), signal);
+      await unlessAborted(needRange(stack.lowers, range), signal);
     }
     signal.throwIfAborted();
+    follow();
     const reading = readDevice(device, into, at);
     running.add(reading);
     await reading.finally(() => running.delete(reading));
-    return into;
+  };
+  const readPage = async (page: number): Promise<Uint8Array> => {
+    const at = page * PAGE;
+    const into = new Uint8Array(Math.min(PAGE, size - at));
+    for (let left = READ_TRIES;;) {
+      const before = sources;
+      try {
+        await fetchAndRead(into, at);
+        return into;
+      } catch (error) {
+        if (signal.aborted || --left === 0) throw error;
+        const gone = error instanceof EngineError && error.code === "ETIMEDOUT";
+        follow();
+        if (sources === before && !gone) throw error;
+      }
+    }
   };
 
   const pageAt = (page: number): Promise<Uint8Array> => {

@@ -100,14 +100,17 @@ async function fetchAll(
   const running = new Set<Promise<void>>();
   const run = async (fetch: Fetch) => {
     const { layer, blob, at, length } = fetch;
+    // A layer that is local by now needs nothing.
+    const gone = () => stack.lowers[layer]?.remote?.blob !== blob;
     try {
-      // A layer that is local by now needs nothing.
-      const gone = stack.lowers[layer]?.remote?.blob !== blob;
-      if (!gone) await unlessAborted(blob.prefetch(at, length), signal);
+      if (!gone()) await unlessAborted(blob.prefetch(at, length), signal);
       progress.done++;
     } catch (error) {
       if (signal.aborted) return;
-      if (progress.failed++ === 0) log.warn(`Prefetch: ${reasonOf(error)}`);
+      if (gone()) progress.done++;
+      else if (progress.failed++ === 0) {
+        log.warn(`Prefetch: ${reasonOf(error)}`);
+      }
     } finally {
       queue.done(fetch);
     }
@@ -132,7 +135,7 @@ async function listedRanges(
   signal: AbortSignal,
 ): Promise<LayerRange[]> {
   const paths = parseFileList(file);
-  const disk = openLowersDisk(stack.lowers, stack.virtualSize, signal);
+  const disk = openLowersDisk(stack, signal);
   try {
     const { ranges, files, missing } = await findListed(disk, paths, signal);
     log.info(`Prefetch: ${path} lists ${files} files`);

@@ -19,6 +19,7 @@ import {
 } from "../../src/format/trace.ts";
 import { ImageError } from "../../src/image/error.ts";
 import { type OpenImage } from "../../src/image/image.ts";
+import { openLayer } from "../../src/layer/open.ts";
 import { startRecording } from "../../src/image/record.ts";
 import {
   type BlobServer,
@@ -708,4 +709,39 @@ Deno.test("closing during a list does not wait for its reads", async () => {
   server.intercept = undefined;
   for (const go of hanging) go();
   await readImage(other, 0, 4096);
+});
+
+Deno.test("a list goes on at the layer that has taken its blob's place", async () => {
+  using dir = tempDir();
+  await using server = startBlobServer();
+  const { digest } = await fileSystemImage(dir, server, "ext4");
+  const list = dir.file("trace");
+  Deno.writeTextFileSync(list, "/usr/\n");
+  await using host = openHost(server.url, dir.file("cache"), UNIT);
+  {
+    // What opening reads is here: what comes next is the replay's.
+    await using _ = await host.open({ lowers: [{ digest }] });
+  }
+  let asked = 0;
+  server.intercept = () => {
+    asked++;
+    return new Promise(() => {});
+  };
+  const lines: string[] = [];
+  await using image = await host.open(
+    { lowers: [{ digest }], recordTracePath: list },
+    { prefetchConcurrency: 4, log: logTo(lines) },
+  );
+  await until(() => asked > 0, "the list's file system is fetched");
+  const local = await openLayer(dir.file("ext4.layer"));
+  const [remote] = image.stack.lowers;
+  assert(remote !== undefined);
+  await image.view.show([local], image.stack.virtualSize);
+  image.stack.lowers[0] = local;
+  image.view.retire(remote);
+  await image.background.replay?.ended;
+  assert.equal(lines[0], `Prefetch: ${list} lists 4 files`);
+  assert.match(lines[1] ?? "", /Replay \d+ records from 1 layers/);
+  assert.match(lines[2] ?? "", /done/);
+  assert.equal(lines.length, 3);
 });
