@@ -275,8 +275,14 @@ static void wake_units(struct obd_source *src, uint64_t first,
 	}
 }
 
-/* A failure ends every request that needs one of the units, whichever
- * unit it happens to wait on. */
+/* A request needs one of the units, whichever it happens to wait on. */
+static bool needs(struct obd_request *req, struct obd_source *src,
+		  uint64_t first, uint64_t count)
+{
+	return (req->wait_src == src && req->wait_unit - first < count) ||
+	       obd_request_touches(req, src, first, count);
+}
+
 static void fail_units(struct obd_source *src, uint64_t first,
 		       uint64_t count, int error, struct obd_task **woken)
 {
@@ -284,8 +290,7 @@ static void fail_units(struct obd_source *src, uint64_t first,
 
 	for (req = parked; req; req = next) {
 		next = req->all_next;
-		if ((req->wait_src == src && req->wait_unit - first < count) ||
-		    obd_request_touches(req, src, first, count))
+		if (needs(req, src, first, count))
 			wake(req, error, woken);
 	}
 }
@@ -519,6 +524,27 @@ int32_t obd_source_fill(struct obd_source *cache, uint64_t first,
 			uint64_t count, int32_t error)
 {
 	return answer(cache, first, count, error, false);
+}
+
+int32_t obd_source_wanted(struct obd_source *cache, uint64_t first,
+			  uint64_t count)
+{
+	struct obd_request *req;
+
+	if (!range_ok(cache, first, count))
+		return -EINVAL;
+	if (!count)
+		return 0;
+	pthread_mutex_lock(&lock);
+	req = parked;
+	while (req && !needs(req, cache, first, count))
+		req = req->all_next;
+	if (!req) {
+		queue_remove(cache, first, count);
+		range_clear(cache->units->asked, first, count);
+	}
+	pthread_mutex_unlock(&lock);
+	return req != NULL;
 }
 
 int32_t obd_source_fill_spilled(struct obd_source *cache, uint64_t first,

@@ -210,6 +210,10 @@ OBD_API int32_t obd_source_block(struct obd_source *zfile, uint64_t nr,
  * waits for them.  A failure is not remembered. */
 OBD_API int32_t obd_source_fill(struct obd_source *cache, uint64_t first,
 				uint64_t count, int32_t error);
+/* 1: a request waits for one of the units. 0: none does any more, whoever
+ * asked for them; the next that wants one asks again. */
+OBD_API int32_t obd_source_wanted(struct obd_source *cache, uint64_t first,
+				  uint64_t count);
 /* A second file for units that the first one cannot hold, at the same
  * offsets.  Once for a source (-EBUSY); takes fd over. */
 OBD_API int32_t obd_source_spill(struct obd_source *cache, int32_t fd);

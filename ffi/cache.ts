@@ -43,6 +43,15 @@ export function fill(
   );
 }
 
+/**
+ * True while a request waits for one of the units; who wants one later asks
+ * for it again.
+ */
+export function isWanted(cache: Source, first: U64, count: U64): boolean {
+  const wanted = lib.obd_source_wanted(cache.pointer, u64(first), u64(count));
+  return check(wanted, `cannot tell who wants units ${first}+${count}`) === 1;
+}
+
 export function evict(cache: Source, first: U64, count: U64): void {
   check(
     lib.obd_source_evict(cache.pointer, u64(first), u64(count)),

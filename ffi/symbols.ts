@@ -296,6 +296,14 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_source_wanted: {
+    parameters: [
+      "pointer", // struct obd_source *cache
+      "u64", // uint64_t first
+      "u64", // uint64_t count
+    ],
+    result: "i32",
+  },
   obd_source_spill: {
     parameters: [
       "pointer", // struct obd_source *cache

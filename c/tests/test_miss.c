@@ -416,6 +416,41 @@ static void closing_ends_waiting_requests_and_refuses_new_ones(void)
 	remote_free(&other);
 }
 
+static void units_that_nobody_waits_for_any_more_are_asked_for_again(void)
+{
+	struct remote r = remote_new(36, 8, FOREVER);
+	struct obd_miss m[4];
+	struct reader rd, other;
+
+	CHECK_EQ(obd_source_wanted(r.src, 0, 9), -EINVAL);
+	CHECK_EQ(obd_source_wanted(r.src, 0, 0), 0);
+	reader_start(&rd, r.dev, 0, 4 * UNIT);
+	wait_parked(r.dev, 1);
+	CHECK_EQ(drain_wait(m, 4), 1);
+	/* It waits for the first, and needs the others as well. */
+	CHECK_EQ(obd_source_wanted(r.src, 3, 1), 1);
+	CHECK_EQ(obd_source_wanted(r.src, 3, 5), 1);
+	CHECK_EQ(obd_source_wanted(r.src, 4, 4), 0);
+	CHECK_EQ(obd_device_abandon(r.dev, -ENODEV), 0);
+	CHECK_EQ(reader_join(&rd), -ENODEV);
+	free(rd.buf);
+	/* Handed out, so nobody asks again, until it is known to be idle. */
+	reader_start(&rd, r.dev, 0, UNIT);
+	wait_parked(r.dev, 2);
+	CHECK_EQ(obd_miss_drain(m, 4), 0);
+	CHECK_EQ(obd_source_wanted(r.src, 0, 4), 1);
+	CHECK_EQ(obd_source_wanted(r.src, 1, 3), 0);
+	reader_start(&other, r.dev, UNIT, UNIT);
+	CHECK_EQ(drain_wait(m, 4), 1);
+	CHECK_EQ(m[0].first, 1);
+	fill_units(&r, 0, 2);
+	CHECK_EQ(reader_join(&rd), 0);
+	CHECK_EQ(reader_join(&other), 0);
+	free(rd.buf);
+	free(other.buf);
+	remote_free(&r);
+}
+
 static void a_device_lives_as_long_as_its_waiting_request(void)
 {
 	struct remote r = remote_new(35, 4, FOREVER);
@@ -950,6 +985,7 @@ int main(void)
 	RUN(a_cache_file_that_cannot_be_read_is_asked_for_again);
 	RUN(a_request_waits_until_its_deadline_and_no_longer);
 	RUN(closing_ends_waiting_requests_and_refuses_new_ones);
+	RUN(units_that_nobody_waits_for_any_more_are_asked_for_again);
 	RUN(a_device_lives_as_long_as_its_waiting_request);
 	RUN(requests_end_out_of_order);
 	RUN(what_would_block_goes_to_a_helper);

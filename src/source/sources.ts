@@ -258,17 +258,24 @@ export function createSources(options: SourceSetOptions): SourceSet {
     signal: AbortSignal | undefined,
   ) => {
     let closed = false;
+    // Of this user's own waiting.
+    const stop = new AbortController();
+    const abort = () => stop.abort(signal?.reason);
+    if (signal?.aborted) abort();
+    signal?.addEventListener("abort", abort, { once: true });
     const close = () => {
       if (closed) return;
       closed = true;
-      if (--user.users === 0 && open.get(name) === user) end(name, user);
+      signal?.removeEventListener("abort", abort);
+      stop.abort();
+      if (--user.users > 0) blob.drop();
+      else if (open.get(name) === user) end(name, user);
     };
     return {
       ...blob,
-      need: (at: number, length: number) =>
-        endable(blob.need(at, length), signal, blob.name),
+      need: (at: number, length: number) => blob.need(at, length, stop.signal),
       prefetch: (at: number, length: number) =>
-        endable(blob.prefetch(at, length), signal, blob.name),
+        blob.prefetch(at, length, stop.signal),
       get tar() {
         return blob.tar;
       },

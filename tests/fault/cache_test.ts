@@ -794,6 +794,79 @@ Deno.test("closing ends what waits at once, and aborts its fetches", async () =>
   await sources.close();
 });
 
+Deno.test("who leaves a shared blob takes its fetches along, and nobody else's", async () => {
+  using dir = tempDir();
+  const content = noise(46, 40 * UNIT);
+  const origin = makeOrigin(content);
+  const fetches = new Map<number, AbortSignal>();
+  await using sources = sourcesOf(origin, dir.file("cache"), {
+    openBlob: (url) => {
+      const blob = origin.openBlob(url);
+      return {
+        ...blob,
+        range(at, length, signal) {
+          if (signal !== undefined) fetches.set(at / UNIT, signal);
+          return blob.range(at, length, signal);
+        },
+      };
+    },
+  });
+  const opened = await sources.open(urlOf(content));
+  const leaves = diskOf(opened);
+  using stays = diskOf(await sources.open(urlOf(content)));
+  const hang = Promise.withResolvers<void>();
+  origin.before = () => hang.promise;
+  const ended = [
+    assert.rejects(leaves.read(5 * UNIT, 512), /shut|transport endpoint|108/i),
+    assert.rejects(opened.prefetch(11 * UNIT, 512), /ended/),
+    assert.rejects(opened.prefetch(17 * UNIT, 512), /ended/),
+  ];
+  const shared = stays.read(17 * UNIT, 512);
+  const own = stays.read(23 * UNIT, 512);
+  while (![5, 11, 17, 23].every((unit) => fetches.has(unit))) {
+    await new Promise((done) => setTimeout(done, 5));
+  }
+  leaves.close();
+  await Promise.all(ended);
+  await new Promise((done) => setTimeout(done));
+  const aborted = [5, 11, 17, 23].filter((unit) => fetches.get(unit)?.aborted);
+  assert.deepEqual(aborted, [5, 11]);
+  hang.resolve();
+  for (const [read, unit] of [[shared, 17], [own, 23]] as const) {
+    const at = unit * UNIT;
+    assert.deepEqual(await read, content.slice(at, at + 512));
+  }
+  assert.deepEqual(
+    await stays.read(5 * UNIT, 512),
+    content.slice(5 * UNIT, 5 * UNIT + 512),
+  );
+});
+
+Deno.test("what nobody waits for any more is not tried again", async () => {
+  using dir = tempDir();
+  const content = noise(47, 10 * UNIT);
+  const origin = makeOrigin(content);
+  await using sources = sourcesOf(origin, dir.file("cache"));
+  const leaves = diskOf(await sources.open(urlOf(content)));
+  using stays = diskOf(await sources.open(urlOf(content)));
+  origin.failures = Infinity;
+  const before = origin.requests.length;
+  const ended = assert.rejects(leaves.read(5 * UNIT, 512));
+  while (origin.requests.length < before + 3) {
+    await new Promise((done) => setTimeout(done, 5));
+  }
+  leaves.close();
+  await ended;
+  const tried = origin.requests.length;
+  await new Promise((done) => setTimeout(done, 500));
+  assert.equal(origin.requests.length, tried);
+  origin.failures = 0;
+  assert.deepEqual(
+    await stays.read(5 * UNIT, 512),
+    content.slice(5 * UNIT, 5 * UNIT + 512),
+  );
+});
+
 Deno.test("a blob that cannot be opened yet: the opening can be ended", async () => {
   using dir = tempDir();
   const content = noise(43, UNIT);

@@ -8,6 +8,7 @@
 import {
   cacheSource,
   fill,
+  isWanted,
   setBitmap,
   takeUsed,
   windowSource,
@@ -17,7 +18,7 @@ import type { Bytes, Source } from "../../../ffi/handle.ts";
 import type { Miss } from "../../../ffi/miss.ts";
 import type { TarPayload } from "../../format/tar.ts";
 import { newSourceId, routeMisses } from "../miss.ts";
-import { type Blob, type RangeBody, SourceError } from "../source.ts";
+import { type Blob, endable, type RangeBody, SourceError } from "../source.ts";
 import { createFetcher, type FetchParts } from "./fetch.ts";
 import { type Media, openMedia } from "./media.ts";
 import { createReadAhead } from "./readahead.ts";
@@ -27,6 +28,7 @@ import {
   hasBit,
   newBits,
   putBit,
+  type Run,
   unitsUnder,
   widened,
 } from "./units.ts";
@@ -108,11 +110,12 @@ export interface CachedBlob extends Disposable {
    * Waits until [at, at + length) of the whole blob is here.  It is not
    * evicted while the blob is open: this is for headers and indexes.
    *
+   * @param signal ends the waiting
    * @throws {SourceError} it cannot be fetched
    */
-  need(at: number, length: number): Promise<void>;
+  need(at: number, length: number, signal?: AbortSignal): Promise<void>;
   /** The same for data, which may be evicted again. */
-  prefetch(at: number, length: number): Promise<void>;
+  prefetch(at: number, length: number, signal?: AbortSignal): Promise<void>;
   /** True when all of the range is here. */
   has(at: number, length: number): boolean;
   /**
@@ -133,6 +136,8 @@ export interface OwnedBlob extends CachedBlob {
   present(): Bytes;
   /** Another place where it can be had. */
   addOrigin(blob: Blob): void;
+  /** Somebody uses it no more: ends fetches that nobody else wants. */
+  drop(): void;
   /** What may be evicted; harvests what was read since the last call. */
   evictable(now: number): Generator<Evictable>;
   /** Ends fetches; after it nothing changes the file. */
@@ -155,6 +160,7 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
     evicted: 0,
   };
   let left = count - countBits(here);
+  let closed = false;
   // Headers, indexes: not evicted.
   const guarded = newBits(count);
   // When units were used, in s since 1970; made when it is first asked for.
@@ -198,22 +204,25 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
     unitsUnder(at, length, size, unit);
 
   /**
-   * Until it is there: the engine ends what waits too long.  An answer that
-   * is wrong in itself, not just missing, becomes an error sooner: the blob
-   * may be another one now.
+   * Until it is there, or no request waits for it: the engine ends what waits
+   * too long.  An answer that is wrong in itself, not just missing, becomes an
+   * error sooner: the blob may be another one now.
    */
   const insist = async (first: number, n: number) => {
+    const isOver = () =>
+      closed || fetcher.signal.aborted || !isWanted(source, first, n);
     let wrong = 0;
-    for (let pause = BACKOFF_MIN_MS; !fetcher.signal.aborted;) {
+    for (let pause = BACKOFF_MIN_MS;;) {
       try {
         return await fetcher.need({ first, count: n });
       } catch (error) {
-        if (fetcher.signal.aborted) return;
+        if (isOver()) return;
         log(`WARNING ${error instanceof Error ? error.message : error}`);
-        const source = error instanceof SourceError ? error : undefined;
-        if (source?.code === "EIO" && !source.retryable) wrong++;
+        const known = error instanceof SourceError ? error : undefined;
+        if (known?.code === "EIO" && !known.retryable) wrong++;
         if (wrong === WRONG_TRIES) return fail(first, n);
-        await fetcher.pause(Math.max(pause, source?.retryAfterMs ?? 0));
+        await fetcher.pause(Math.max(pause, known?.retryAfterMs ?? 0));
+        if (isOver()) return;
         pause = Math.min(BACKOFF_MAX_MS, pause * 2);
       }
     }
@@ -283,11 +292,30 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
     }
     return true;
   };
+  /** Who waits here, and not in the engine. */
+  const waiting = new Set<{ run: Run; signal: AbortSignal | undefined }>();
+  const wait = async (run: Run, signal: AbortSignal | undefined) => {
+    const one = { run, signal };
+    waiting.add(one);
+    try {
+      await endable(fetcher.need(run), signal, blob.name);
+    } finally {
+      waiting.delete(one);
+    }
+  };
+  const isWaitedFor = ({ first, count: n }: Run) => {
+    for (const { run, signal } of waiting) {
+      if (signal?.aborted) continue;
+      if (run.first < first + n && first < run.first + run.count) return true;
+    }
+    return isWanted(source, first, n);
+  };
   const settle = async () => {
     await fetcher.settle();
     media.close();
   };
   const close = () => {
+    closed = true;
     route[Symbol.dispose]();
     source.close();
   };
@@ -302,14 +330,14 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
     path: options.path,
     tar: undefined,
     window: (base, length) => windowSource(source, base, length),
-    async need(at, length) {
+    async need(at, length, signal) {
       const run = under(at, length);
       for (let i = run.first; i < run.first + run.count; i++) {
         putBit(guarded, i, true);
       }
-      await fetcher.need(run);
+      await wait(run, signal);
     },
-    prefetch: async (at, length) => await fetcher.need(under(at, length)),
+    prefetch: (at, length, signal) => wait(under(at, length), signal),
     has,
     peek(at, into) {
       if (at + into.length > size || !has(at, into.length)) return false;
@@ -329,6 +357,7 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
       return bits;
     },
     addOrigin: fetcher.addOrigin,
+    drop: () => fetcher.drop(isWaitedFor),
     *evictable(now) {
       const times = harvest(now);
       for (let i = 0; i < count; i++) {

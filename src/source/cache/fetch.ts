@@ -62,11 +62,23 @@ export interface Fetcher {
   /** Takes an answer that is on its way: it begins with unit 0. */
   begin(body: RangeBody): void;
   fetching(unit: number): boolean;
+  /** Ends fetches that have brought nothing yet and that nobody wants. */
+  drop(isWanted: (run: Run) => boolean): void;
   addOrigin(blob: Blob): void;
   /** Waits, or until the blob is being closed. */
   pause(ms: number): Promise<void>;
   /** Ends all fetches and waits until they have ended. */
   settle(): Promise<void>;
+}
+
+/** A fetch that goes on. */
+interface Flight {
+  run: Run;
+  stop: AbortController;
+  /** some of it is here */
+  landed: boolean;
+  /** never rejects */
+  ended: Promise<void>;
 }
 
 /** Makes the fetcher of an open blob. */
@@ -81,16 +93,19 @@ export function createFetcher(
   let origin = 0;
   const most = Math.max(1, Math.floor(REQUEST_MAX / unit));
   const running = new Map<number, PromiseWithResolvers<void>>();
-  const flights = new Set<Promise<void>>();
+  const flights = new Set<Flight>();
 
   const closed = () =>
     new SourceError("EIO", `cannot read ${blob.name}: it is closed`);
+  const dropped = () =>
+    new SourceError("EIO", `cannot read ${blob.name}: nobody waits any more`);
   const from = (): Blob => origins[origin % origins.length] ?? blob;
 
   /** The rest of a body into the media, each unit told of as it is there. */
   const receive = async (
     run: Run,
     body: RangeBody,
+    signal: AbortSignal,
     landed: (unit: number) => void,
   ) => {
     let memory: Bytes = new Uint8Array(Math.max(PIECE, PAGE));
@@ -103,7 +118,7 @@ export function createFetcher(
       const n = Math.min(whole, end - at);
       const bytes = await body.read(memory.subarray(0, n));
       memory = new Uint8Array(bytes.buffer);
-      if (stop.signal.aborted) throw closed();
+      if (signal.aborted) throw closed();
       const place = await media.write(at, bytes, begun ?? options.place(here));
       if (stop.signal.aborted) throw closed();
       stats.fetchedBytes += n;
@@ -117,11 +132,14 @@ export function createFetcher(
     }
   };
 
-  const request = async (run: Run): Promise<RangeBody> => {
+  const request = async (
+    run: Run,
+    signal: AbortSignal,
+  ): Promise<RangeBody> => {
     const at = run.first * unit;
     const length = Math.min(size, (run.first + run.count) * unit) - at;
     stats.fetches++;
-    const body = await from().range(at, length, stop.signal);
+    const body = await from().range(at, length, signal);
     if (body.total !== size || body.length !== length) {
       body.cancel();
       throw new SourceError(
@@ -135,6 +153,7 @@ export function createFetcher(
 
   const fetchRun = async (
     run: Run,
+    signal: AbortSignal,
     landed: (unit: number) => void,
     head?: RangeBody,
   ) => {
@@ -143,8 +162,8 @@ export function createFetcher(
     const at = run.first * unit;
     let body = head;
     try {
-      body ??= await request(run);
-      await receive(run, body, landed);
+      body ??= await request(run, signal);
+      await receive(run, body, signal, landed);
       options.onDownload(from().name, at, body.length, us());
     } catch (error) {
       body?.cancel();
@@ -173,18 +192,26 @@ export function createFetcher(
       if (running.get(i) === wait) running.delete(i);
       how(wait);
     };
-    const work = () =>
-      fetchRun(run, (i) => end(i, (wait) => wait.resolve()), head);
-    const flight =
-      (head === undefined ? scheduler.run(blob, stop.signal, work) : work())
-        .catch((error) => {
-          const cause = stop.signal.aborted ? closed() : error;
-          for (const i of [...waits.keys()]) {
-            end(i, (wait) => wait.reject(cause));
-          }
-        });
+    const own = new AbortController();
+    const landed = (i: number) => {
+      flight.landed = true;
+      end(i, (wait) => wait.resolve());
+    };
+    const work = () => fetchRun(run, own.signal, landed, head);
+    const fail = (error: unknown) => {
+      const cause = stop.signal.aborted
+        ? closed()
+        : own.signal.aborted
+        ? dropped()
+        : error;
+      for (const i of [...waits.keys()]) end(i, (wait) => wait.reject(cause));
+    };
+    const ended =
+      (head === undefined ? scheduler.run(blob, own.signal, work) : work())
+        .catch(fail);
+    const flight: Flight = { run, stop: own, landed: false, ended };
     flights.add(flight);
-    flight.finally(() => flights.delete(flight));
+    ended.finally(() => flights.delete(flight));
   };
 
   const start = (run: Run) => {
@@ -230,9 +257,17 @@ export function createFetcher(
         const timer = setTimeout(end, ms);
         stop.signal.addEventListener("abort", end);
       }),
+    drop(isWanted) {
+      for (const { run, landed, stop } of flights) {
+        if (!landed && !isWanted(run)) stop.abort();
+      }
+    },
     async settle() {
       stop.abort();
-      while (flights.size > 0) await Promise.all(flights);
+      for (const flight of flights) flight.stop.abort();
+      while (flights.size > 0) {
+        await Promise.all([...flights].map(({ ended }) => ended));
+      }
     },
   };
 }
