@@ -12,7 +12,7 @@
 #include "../tcmu.h"
 
 #define AREA_AT 128u
-#define AREA_BYTES 4096u
+#define AREA_BYTES 16384u
 #define DATA_AT (AREA_AT + AREA_BYTES + 32)
 #define MAP_BYTES (1u << 20)
 #define DISK (8u << 20)
@@ -341,11 +341,18 @@ static void nothing_past_the_end_is_touched(void)
 
 static void a_read_only_disk_refuses_changes_and_needs_no_flush(void)
 {
+	static const uint8_t list[24] = { 0, 22, 0, 16, [8 + 11] = 4 };
+	static const uint8_t unmap[10] = { 0x42, [8] = sizeof(list) };
+
 	kernel_new(OOOC, disk(false), 0);
 	kernel_start(OBD_RING_WRITE_CACHE);
 	CHECK_EQ(run(cdb16(0x8a, 0, 0, 8), 16, page, 1), SAM_CHECK_CONDITION);
 	CHECK_EQ(sense_code(), SENSE_READ_ONLY);
 	CHECK_EQ(run(cdb16(0x93, 8, 0, 8), 16, page, 1), SAM_CHECK_CONDITION);
+	CHECK_EQ(sense_code(), SENSE_READ_ONLY);
+	memcpy(k.map + DATA_AT, list, sizeof(list));
+	CHECK_EQ(run(unmap, 10, (uint32_t[]){ 0, sizeof(list) }, 1),
+		 SAM_CHECK_CONDITION);
 	CHECK_EQ(sense_code(), SENSE_READ_ONLY);
 	CHECK_EQ(run(cdb16(0x91, 0, 0, 0), 16, NULL, 0), SAM_GOOD);
 	kernel_end();
@@ -499,16 +506,16 @@ static void iovecs_outside_the_data_are_an_error_and_not_a_crash(void)
 
 static void many_iovecs_and_commands_at_once(void)
 {
-	uint32_t iov[2 * 200], i;
+	uint32_t iov[2 * 260], i;
 
 	kernel_new(OOOC, disk(true), 0);
 	kernel_start(0);
-	for (i = 0; i < 200; i++) {
+	for (i = 0; i < 260; i++) {
 		iov[2 * i] = i * 1000 + 3;
 		iov[2 * i + 1] = 512;
 		memset(k.map + DATA_AT + i * 1000 + 3, (int)i, 512);
 	}
-	CHECK_EQ(run(cdb16(0x8a, 0, 100, 200), 16, iov, 200), SAM_GOOD);
+	CHECK_EQ(run(cdb16(0x8a, 0, 100, 260), 16, iov, 260), SAM_GOOD);
 	CHECK_EQ(run(cdb16(0x88, 0, 250, 1), 16, page, 1), SAM_GOOD);
 	CHECK_EQ(k.map[DATA_AT], 150);
 	for (i = 100; i < 130; i++) /* no answer is awaited in between */

@@ -6,6 +6,7 @@ import {
   ok,
   rejects,
 } from "node:assert/strict";
+import { freePort } from "../lib/daemons.ts";
 import { connectNbd } from "../lib/nbd.ts";
 import { mustTool, run, type TempDir, tempDir, tool } from "../lib/env.ts";
 import { type Answer, type Ask, ask, rawHttp } from "../lib/http.ts";
@@ -159,7 +160,23 @@ Deno.test("a hundred devices come and go at once", async () => {
   ]);
   const config = dir.file("c.json");
   Deno.writeTextFileSync(config, JSON.stringify({ lowers: [{ file: layer }] }));
-  await using server = await service(dir);
+  const port = freePort();
+  await using server = await service(dir, {
+    exporterConfig: { enable: true, port },
+  });
+  // Metrics are read meanwhile.
+  const end = new AbortController();
+  const scraping = (async () => {
+    let most = 0;
+    while (!end.signal.aborted) {
+      const answer = await fetch(`http://127.0.0.1:${port}/metrics`);
+      const text = await answer.text();
+      equal(answer.status, 200, text);
+      const shown = /^overlaybd_devices (\d+)$/m.exec(text)?.[1];
+      most = Math.max(most, Number(shown));
+    }
+    return most;
+  })();
   for (let round = 0; round < 2; round++) {
     const made = await Promise.all(
       Array.from(
@@ -179,6 +196,8 @@ Deno.test("a hundred devices come and go at once", async () => {
     equal(gone.filter(({ status }) => status === 204).length, 100);
     ok(gone.every(({ status }) => [204, 404, 409].includes(status)));
   }
+  end.abort();
+  ok(await scraping > 0);
   equal((await ask(server.api, "GET", "/v1/devices")).text, '{"devices":[]}');
 });
 
@@ -473,9 +492,7 @@ Deno.test("two servers on one port: neither starts, and it is said which", async
       /metrics exporter: exporterConfig 127.0.0.1:\d+: /.test(error.stderr),
   );
   // Nor do two servers of one service share theirs.
-  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  const free = listener.addr.port;
-  listener.close();
+  const free = freePort();
   await rejects(
     refusal(
       {

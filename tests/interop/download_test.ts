@@ -562,6 +562,15 @@ Deno.test("the image's own settings take the place of the service's as a whole",
     /delay 10[0-3]\d, maxMBps 100, tryCnt 7, blockSize 262144$/,
   );
   assert(on.background.download !== undefined);
+  const bent = { enable: true, delay: -300, delayExtra: -30, maxMBps: -1 };
+  await using _bent = await host.open({ ...config, download: bent }, {
+    download,
+    log: logTo(lines),
+  });
+  assert.match(
+    lines.at(-2) ?? "",
+    /delay [12]?\d, maxMBps -1, tryCnt 5, blockSize 262144$/,
+  );
 });
 
 Deno.test("the service's settings count as its file has them when an image is opened", async () => {

@@ -225,6 +225,29 @@ Deno.test("a trace is on disk before it is acknowledged", async () => {
   assert(!existsSync(`${path}.ok`));
 });
 
+Deno.test("a lock that cannot be made is told, the trace ends with the device", async () => {
+  await using setup = await setUp();
+  const path = setup.dir.file("trace");
+  Deno.writeTextFileSync(path, "");
+  const lines: string[] = [];
+  await using host = setup.host("cold");
+  await using image = await host.open({ lowers: setup.lowers });
+  const EACCES = 13;
+  faultIo(IO.OPEN, 2, EACCES); // the first opens the trace
+  const recording = startRecording({
+    ...{ device: image.device, path, log: logTo(lines) },
+  });
+  assert(!existsSync(`${path}.lock`));
+  assert.match(lines[0] ?? "", /cannot make the lock .*permission denied/);
+  await readImage(image, 0, 4096);
+  await new Promise((done) => setTimeout(done, 1200)); // a look for the lock
+  assert(!existsSync(`${path}.ok`));
+  await readImage(image, 5 * MIB, 4096);
+  await recording.close();
+  assert.equal(readTrace(path).length, 2);
+  assert(existsSync(`${path}.ok`));
+});
+
 Deno.test("a recording is bounded, and says what is missing", async () => {
   await using setup = await setUp();
   const path = setup.dir.file("trace");

@@ -151,8 +151,15 @@ Deno.test("an image of 30 layers opens with two requests for each", async () => 
   assert(server.state.requests <= 2 * 32, `${server.state.requests}`);
 });
 
-for (const remote of ["good", "bad"] as const) {
-  Deno.test(`a broken local file, its registry ${remote}`, async () => {
+for (
+  const [what, remote, errno] of [
+    ["broken", "good", 0],
+    ["broken", "bad", 0],
+    ["unreadable", "good", 13],
+    ["unreadable", "bad", 13],
+  ] as const
+) {
+  Deno.test(`a local file that is ${what}, its registry ${remote}`, async () => {
     using dir = tempDir();
     const { path, content } = await makeLayer(dir, { zfile: true, tar: true });
     await using server = serveBlob(path);
@@ -172,6 +179,7 @@ for (const remote of ["good", "bad"] as const) {
       repoBlobUrl: server.url,
       lowers: [{ digest: `sha256:${sha256File(path)}`, dir: layer }],
     }, "test");
+    if (errno !== 0) faultIo(IO.OPEN, 1, errno);
     const opening = openImage(config, { sources });
     if (remote === "bad") {
       await assert.rejects(

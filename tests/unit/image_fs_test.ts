@@ -240,6 +240,34 @@ Deno.test({
   },
 });
 
+Deno.test("a file of more than 8192 extents is found whole", async () => {
+  using dir = tempDir();
+  const root = dir.file("root");
+  Deno.mkdirSync(root);
+  const BLOCK = 4096;
+  const EXTENTS = 8300;
+  const expected = new Uint8Array(2 * BLOCK * EXTENTS);
+  {
+    using file = Deno.createSync(`${root}/holes`);
+    for (let i = 0; i < EXTENTS; i++) {
+      const at = 2 * i * BLOCK;
+      expected.fill(1 + i % 255, at, at + BLOCK);
+      file.seekSync(at, Deno.SeekMode.Start);
+      file.writeSync(expected.subarray(at, at + BLOCK));
+    }
+    file.truncateSync(expected.length);
+  }
+  const image = dir.file("disk");
+  await mustRun("mke2fs", [
+    ...["-q", "-F", "-t", "ext4", "-d", root, image, "48M"],
+  ]);
+  const read = memoryDisk(Deno.readFileSync(image));
+  const node = await createTree(await open(read), read).find("holes");
+  ok(node !== undefined);
+  ok((await node.runs()).length >= EXTENTS);
+  same(await contentOf(read, node), expected);
+});
+
 Deno.test("a disk without a file system that is known is told", async () => {
   const read = memoryDisk(new Uint8Array(65536));
   await rejects(openErofs(read), FormatError);

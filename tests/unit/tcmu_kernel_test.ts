@@ -105,6 +105,12 @@ Deno.test("a serial is the written one, or one of its own for each device", asyn
     equal(await configuredSerial(kernel, { ...name, hba: "2" }), "");
     equal(await deviceIndex(kernel, { ...name, hba: "2" }), undefined);
   });
+  for (const text of ["", "\n", "T10 VPD", "T10 VPD Unit Serial Number: \n"]) {
+    await withTree(
+      { [`${core}/wwn/vpd_unit_serial`]: text },
+      async (kernel) => equal(await configuredSerial(kernel, name), ""),
+    );
+  }
   const serial = await derivedSerial(name);
   equal(/^[0-9a-f]{32}$/.test(serial), true);
   equal(await derivedSerial({ ...name }), serial);
