@@ -11,11 +11,6 @@ import type { CacheManager } from "../source/cache/manage.ts";
 import { stateDirOf } from "../source/cache/directory.ts";
 import { openSources } from "./sources.ts";
 
-/** Says a warning on stderr, but not that another process has the cache. */
-function warn(line: string): void {
-  if (!/another process uses the cache/.test(line)) console.error(line);
-}
-
 /**
  * Runs `work` with the configured cache.
  *
@@ -32,7 +27,10 @@ export async function withCache<T>(
   if (options.mustExist && missing) {
     throw new Error(`cannot use the cache: there is no directory ${cacheDir}`);
   }
-  const { sources, close } = await openSources(settings, warn);
+  const { sources, close } = await openSources(
+    settings,
+    (line) => console.error(line),
+  );
   try {
     if (cacheType === "download" || sources.pool.hold()) {
       return await work(sources.manager);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Where a command's remote layers come from: the registry client and the
- * cache that the service configuration names.  What another process holds, or
- * cannot be written, is read past.
+ * Where a command's remote layers come from: the peers, or the cache, that
+ * the service configuration names.  A cache that another process holds is
+ * asked for; one that cannot be written is read past.
  *
  * @module
  */
@@ -31,6 +31,7 @@ export async function openSources(
     cacheDir,
     cacheSize: cacheSizeGB * 2 ** 30,
     refillSize,
+    borrow: true,
     log,
   });
   return {
@@ -54,12 +55,19 @@ export async function withSources<T>(
   work: (sourcesOf: SourcesOf) => Promise<T>,
 ): Promise<T> {
   let made: ReturnType<typeof openSources> | undefined;
+  const log = (line: string) => console.error(line);
   const make = async () => {
     const { readServiceConfig } = await import("../service/config.ts");
+    const { throughPeers } = await import("../service/peers.ts");
     const settings = typeof config === "object"
       ? config
       : await readServiceConfig(config);
-    return await openSources(settings, (line) => console.error(line));
+    const { sources, close } = await openSources(settings, log);
+    const warn = (text: string) => log(`WARNING ${text}`);
+    return {
+      sources: await throughPeers(settings, sources, { info() {}, warn }),
+      close,
+    };
   };
   // No `await using`: the bundler's minifier drops one whose value is used
   // in the next statement alone.

@@ -19,8 +19,8 @@ import { type OpenImage, openImage } from "../image/image.ts";
 import { finishSnapshot } from "../image/intent.ts";
 import type { SnapshotReport } from "../image/snapshot.ts";
 import { directoryOf, fullPath } from "../layer/files.ts";
-import { connectPeer } from "../source/registry/peer.ts";
 import { createSources, type SourceSet } from "../source/sources.ts";
+import { throughPeers } from "./peers.ts";
 import { openRegistry } from "./registry.ts";
 import { type Audit, changingAudit } from "./audit.ts";
 import {
@@ -133,33 +133,6 @@ function resultPath(
     : fullPath(resultFile, directoryOf(fullPath(path)));
 }
 
-/** Through peers, where they are there now; decided for each image. */
-async function sourcesFor(
-  { p2pConfig }: ServiceConfig,
-  all: SourceSet,
-  log: Logger,
-  signal: AbortSignal | undefined,
-): Promise<SourceSet> {
-  const sources: SourceSet = {
-    ...all,
-    open: (url, about) => all.open(url, { ...about, signal }),
-  };
-  if (!p2pConfig.enable) return sources;
-  const { address } = p2pConfig;
-  try {
-    const peer = await connectPeer(address);
-    log.info(`use p2p proxy for acceleration, proxy: ${address}`);
-    return {
-      ...sources,
-      open: (url, about) => sources.open(url, { ...about, peer }),
-    };
-  } catch (error) {
-    const why = error instanceof Error ? error.message : String(error);
-    log.warn(`connect to accelerator failed: ${address}: ${why}, use cache`);
-    return sources;
-  }
-}
-
 /**
  * `download` for images without their own, as the file has it by now
  * (spec/image.md, section 1); defaults where it cannot be read.
@@ -236,7 +209,10 @@ export function createService(parts: ServiceParts): Service {
     try {
       image = await openImage(config, {
         deadlineMs: loaded.config.readDeadlineSeconds * 1000,
-        sources: await sourcesFor(loaded.config, sources, about, signal),
+        sources: await throughPeers(loaded.config, {
+          ...sources,
+          open: (url, about) => sources.open(url, { ...about, signal }),
+        }, about),
         download: config.download === undefined
           ? await downloadNow(loaded, about)
           : loaded.config.download,

@@ -45,6 +45,8 @@ export interface SourceSetOptions {
   refillSize: number;
   /** requests at once, over all blobs */
   maxRequests?: number;
+  /** while another process holds the directory, blobs are read through it */
+  borrow?: boolean;
   log: (line: string) => void;
   audit?: (done: SourceAudit) => void;
   onEviction?: (report: EvictionReport) => void;
@@ -121,6 +123,7 @@ export function createSources(options: SourceSetOptions): SourceSet {
     dir: cacheDir,
     capacity,
     floor: options.diskFloor ?? GIB,
+    borrow: options.borrow ?? false,
     log,
     onEviction: (report) => options.onEviction?.(report),
     onHold: () => listen(),
@@ -133,9 +136,12 @@ export function createSources(options: SourceSetOptions): SourceSet {
         const { controlPath, serveControl } = await import(
           "./cache/control.ts"
         );
-        return ended
-          ? undefined
-          : serveControl(controlPath(pool.stateDir), set.manager);
+        const { createLender } = await import("./cache/lend.ts");
+        if (ended) return undefined;
+        return serveControl(controlPath(pool.stateDir), {
+          manager: set.manager,
+          lender: createLender(set),
+        });
       } catch (error) {
         log(`WARNING no command can ask for ${cacheDir}: ${why(error)}`);
         return undefined;
@@ -227,6 +233,14 @@ export function createSources(options: SourceSetOptions): SourceSet {
     const blob = options.openBlob(url, peer);
     if (peer !== undefined) return await openPast(blob, shared, signal);
     await closing.get(name);
+    const borrows = options.borrow === true && !inLayers && !pool.hold();
+    if (borrows && pool.isElsewhere()) {
+      const { controlPath } = await import("./cache/control.ts");
+      const { borrowedBlob } = await import("./cache/lend.ts");
+      const holder = controlPath(pool.stateDir);
+      const lent = borrowedBlob(holder, url, blob, log);
+      return await openPast(lent, shared, signal);
+    }
     let kept: OpenedBlob | undefined;
     try {
       kept = inLayers

@@ -6,7 +6,9 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { startBlobServer } from "../lib/blobs.ts";
+import { borrowedBlob } from "../../src/source/cache/lend.ts";
+import { SourceError } from "../../src/source/source.ts";
+import { noise, startBlobServer } from "../lib/blobs.ts";
 import {
   mustTool,
   sha256File,
@@ -14,6 +16,7 @@ import {
   tool,
   toolCommand,
 } from "../lib/env.ts";
+import { makeOrigin } from "../lib/origin.ts";
 import { newUpper, writeConfig } from "../lib/product.ts";
 import { makeLayer, SIZE } from "../lib/remote.ts";
 import { startServer } from "../lib/server.ts";
@@ -130,13 +133,93 @@ Deno.test("diff and merge of a remote image, with the cache, past it and while a
     await using _service = await startServer(to.dir.file("nbd"), [to.remote], {
       args: to.using,
     });
-    await check(to.using, /^WARNING another process uses the cache/);
+    // It is asked for what it has, and has what was asked for from then on.
+    await check(to.using, undefined);
+    const before = to.server.requests.length;
+    await check(to.using, undefined);
+    assert.equal(to.server.requests.length, before);
+    // A holder that cannot be asked is read past.
+    Deno.removeSync(`${to.cache}.state/socket`);
+    await check(to.using, /^WARNING another process uses the cache .*past it/);
   }
-  await check(to.using, undefined);
   // All of it is here now.
   to.server.intercept = () =>
     Promise.resolve(new Response("no", { status: 500 }));
   await check(to.using, undefined);
+});
+
+Deno.test("commands read through the peers that are configured, while these are there", async () => {
+  await using to = await setUp();
+  const peer = startBlobServer();
+  peer.add(to.path);
+  const { origin } = new URL(peer.url);
+  const options = [
+    "--service_config_path",
+    to.write("p2p.json", {
+      cacheConfig: { cacheType: "file", cacheDir: to.cache },
+      p2pConfig: { enable: true, address: `${origin}/accelerator` },
+    }),
+  ];
+  const same = () =>
+    tool("overlaybd", ["diff", to.remote, to.local, ...options]);
+  const first = await same();
+  assert.equal(first.code, 0, first.stderr);
+  assert.equal(first.stderr, "");
+  assert(peer.requests.length > 0);
+  assert(asked(to) < SIZE / 4, "the registry gave the data");
+  await peer[Symbol.asyncDispose]();
+  const second = await same();
+  assert.equal(second.code, 0, second.stderr);
+  assert.match(
+    second.stderr,
+    /^WARNING connect to accelerator failed: .*cache/,
+  );
+});
+
+Deno.test("a cache's holder that ends amid an answer, or says no, is read past", async () => {
+  using dir = tempDir();
+  const content = noise(5, 3 << 20);
+  let refuses = false;
+  const path = dir.file("socket");
+  using listener = Deno.listen({ transport: "unix", path });
+  (async () => {
+    for await (const connection of listener) {
+      await connection.read(new Uint8Array(4096));
+      const head = refuses
+        ? { error: "I will not" }
+        : { result: { total: content.length, length: 1 << 20 } };
+      await connection.write(
+        new TextEncoder().encode(`${JSON.stringify(head)}\n`),
+      );
+      if (!refuses) await connection.write(content.subarray(0, 1000));
+      connection.close();
+    }
+  })().catch(() => {});
+  const origin = makeOrigin(content);
+  const lines: string[] = [];
+  const url = "https://r.example/v2/a/blobs/sha256:ab";
+  const borrowed = () =>
+    borrowedBlob(path, url, origin.openBlob(url), (line) => lines.push(line));
+  const cut = await borrowed().range(0, 1 << 20);
+  await assert.rejects(
+    (async () => {
+      for (let done = 0; done < cut.length;) {
+        done += (await cut.read(new Uint8Array(65536))).length;
+      }
+    })(),
+    (error) => error instanceof SourceError && error.retryable,
+  );
+  refuses = true;
+  const refused = borrowed();
+  for (let i = 0; i < 2; i++) {
+    const body = await refused.range(5, 10);
+    assert.deepEqual(
+      await body.read(new Uint8Array(10)),
+      content.slice(5, 15),
+    );
+  }
+  assert.equal(lines.length, 1);
+  assert.match(lines[0] ?? "", /gives no https.*I will not/);
 });
 
 Deno.test("diff of an image with an upper over remote lowers fetches what it shows", async () => {

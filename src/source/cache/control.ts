@@ -2,12 +2,14 @@
 /**
  * How a command asks the process that holds the cache: a socket in the state
  * directory, which is its owner's alone.  One request a connection: a line
- * of JSON, answered by lines `{progress}` and one `{result}` or `{error}`.
+ * of JSON, answered by lines `{progress}` and one `{result}` or `{error}`,
+ * for a read by the bytes behind it.
  *
  * @module
  */
 import * as z from "zod/mini";
 import type { Progress } from "../../../ffi/pipelines.ts";
+import { type createLender, readRequest } from "./lend.ts";
 import type { CacheManager } from "./manage.ts";
 
 const names = z.array(z.string());
@@ -24,9 +26,16 @@ const requestSchema = z.discriminatedUnion("op", [
       z.object({ url: z.string(), dir: z.string(), size: z.number() }),
     ),
   }),
+  readRequest,
 ]);
 
-type Request = z.infer<typeof requestSchema>;
+type Request = Exclude<z.infer<typeof requestSchema>, { op: "read" }>;
+
+/** What answers. */
+interface Holder {
+  manager: CacheManager;
+  lender: ReturnType<typeof createLender>;
+}
 
 /** Longer requests are refused. */
 const REQUEST_MAX = 1 << 20;
@@ -79,7 +88,7 @@ async function answer(
 
 async function serveOne(
   connection: Deno.UnixConn,
-  manager: CacheManager,
+  { manager, lender }: Holder,
 ): Promise<void> {
   const writer = connection.writable.getWriter();
   const encoder = new TextEncoder();
@@ -89,6 +98,10 @@ async function serveOne(
     for await (const line of linesOf(connection.readable, REQUEST_MAX)) {
       try {
         const request = z.parse(requestSchema, JSON.parse(line));
+        if (request.op === "read") {
+          await lender.lend(request, (bytes) => writer.write(bytes));
+          break;
+        }
         const result = await answer(manager, request, (progress) => {
           send({ progress }).catch(() => {});
         });
@@ -111,7 +124,7 @@ async function serveOne(
  */
 export function serveControl(
   path: string,
-  manager: CacheManager,
+  holder: Holder,
 ): { close(): void } {
   try {
     Deno.removeSync(path);
@@ -122,7 +135,7 @@ export function serveControl(
   listener.unref();
   const accept = async () => {
     for await (const connection of listener) {
-      serveOne(connection, manager);
+      serveOne(connection, holder);
     }
   };
   accept().catch(() => {});
@@ -134,6 +147,7 @@ export function serveControl(
         // Gone with its directory.
       }
       listener.close();
+      holder.lender.close();
     },
   };
 }

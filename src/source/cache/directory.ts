@@ -70,20 +70,25 @@ export async function walk(dir: string, below = ""): Promise<PoolFile[]> {
 export interface Holder {
   /** True when this process holds it, from now on. */
   hold(): boolean;
+  /** True when another process did, the last time that was tried. */
+  isElsewhere(): boolean;
   release(): void;
 }
 
 /** Makes the holder of a directory; nothing is touched yet. */
 export function createHolder(
-  { dir, stateDir, log, onHold }: {
+  { dir, stateDir, log, onHold, borrow }: {
     dir: string;
     stateDir: string;
     log: (line: string) => void;
     onHold: () => void;
+    /** another one's is not read past */
+    borrow: boolean;
   },
 ): Holder {
   let lock: { fd: number; inode: number | null } | undefined;
   let saidHeld = false;
+  let elsewhere = false;
 
   const release = () => {
     if (lock !== undefined) closeFd(lock.fd);
@@ -101,6 +106,7 @@ export function createHolder(
     }
     release();
     let fd: number | undefined;
+    elsewhere = false;
     try {
       Deno.mkdirSync(dir, { recursive: true, mode: 0o755 });
       fd = openFd(dir, O.RDONLY);
@@ -111,7 +117,8 @@ export function createHolder(
         onHold();
         return true;
       }
-      if (!saidHeld) {
+      elsewhere = true;
+      if (!saidHeld && !borrow) {
         log(`WARNING another process uses the cache ${dir}, reading past it`);
       }
     } catch (error) {
@@ -135,5 +142,5 @@ export function createHolder(
       );
     }
   };
-  return { hold, release };
+  return { hold, isElsewhere: () => elsewhere, release };
 }

@@ -33,6 +33,8 @@ export interface PoolOptions {
   capacity: number | undefined;
   /** bytes that its file system should have free */
   floor: number;
+  /** another process's directory is not read past */
+  borrow: boolean;
   log: (line: string) => void;
   onEviction: (report: EvictionReport) => void;
   /** the directory is held from now on */
@@ -45,6 +47,8 @@ export interface Pool {
   readonly stateDir: string;
   /** True when this process holds the directory, from now on. */
   hold(): boolean;
+  /** True when another process did, the last time that was tried. */
+  isElsewhere(): boolean;
   /** where a blob's state is saved */
   statePath(name: string): string;
   /** A blob is being opened in one of its files: that stays. */
@@ -230,6 +234,7 @@ export function createPool(options: PoolOptions): Pool {
     dir,
     stateDir,
     hold: holder.hold,
+    isElsewhere: holder.isElsewhere,
     statePath,
     opening: (name) => void open.set(name, undefined),
     opened(name, blob) {
