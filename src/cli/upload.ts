@@ -57,9 +57,8 @@ export function warnUpload(args: UploadArgs): void {
 /** What registries are spoken to with: options, else the configuration. */
 async function openClient(args: UploadArgs, config: string | undefined) {
   const { readServiceConfig } = await import("../service/config.ts");
-  const { openRegistry, readIdentity } = await import(
-    "../service/registry.ts"
-  );
+  const { openRegistry } = await import("../service/registry.ts");
+  const { readIdentity, readPem } = await import("../service/certificates.ts");
   const settings = await readServiceConfig(config);
   const { cred_file_path: path, tls_cert_path, tls_key_path } = args;
   const given = tls_cert_path !== undefined || tls_key_path !== undefined;
@@ -72,18 +71,18 @@ async function openClient(args: UploadArgs, config: string | undefined) {
       ? { certConfig: { ...settings.certConfig, certFile: "", keyFile: "" } }
       : {},
   };
-  return openRegistry(
-    () => chosen,
-    (line) => console.error(line),
-    given
-      ? readIdentity(
-        "--tls_cert_path",
-        tls_cert_path ?? "",
-        "--tls_key_path",
-        tls_key_path ?? "",
-      )
-      : {},
-  );
+  const log = (line: string) => console.error(line);
+  if (!given) return openRegistry(() => chosen, log);
+  const certificates = {
+    ...readIdentity(
+      "--tls_cert_path",
+      tls_cert_path ?? "",
+      "--tls_key_path",
+      tls_key_path ?? "",
+    ),
+    ca: readPem("certConfig.caFile", settings.certConfig.caFile),
+  };
+  return openRegistry(() => chosen, log, { certificates: () => certificates });
 }
 
 /**

@@ -13,6 +13,7 @@ import {
   createRegistryClient,
   type RegistryOptions,
 } from "../../src/source/registry/client.ts";
+import { currentCertificates } from "../../src/service/certificates.ts";
 import { mustRun, tempDir } from "../lib/env.ts";
 import {
   type Certificate,
@@ -365,6 +366,70 @@ test("client certificates: every form of key, a chain of more than 4 KiB, none",
   using client = createRegistryClient(trust);
   // nginx takes the handshake and answers 400.
   await rejects(client.openBlob(url).size(), "EIO", /HTTP status 400/);
+});
+
+test("certificates that are replaced are read again, bad ones are not used", async () => {
+  using dir = blobRoot();
+  const { ca, server } = await certified();
+  const other = await makeAuthority(dir, "other");
+  const [first, second] = [
+    await makeCertificate(dir, "first", other),
+    await makeCertificate(dir, "second", ca),
+  ];
+  await using nginx = await startNginx(
+    dir,
+    `server {
+      listen 127.0.0.1:$PORT ssl; root ${dir.file("www")};
+      ssl_certificate ${server.cert}; ssl_certificate_key ${server.key};
+      ssl_client_certificate ${ca.cert}; ssl_verify_client on;
+    }`,
+  );
+  const [certFile, keyFile] = [dir.file("tls.crt"), dir.file("tls.key")];
+  const use = (cert: string, key: string) => {
+    Deno.writeTextFileSync(certFile, cert);
+    Deno.writeTextFileSync(keyFile, key);
+  };
+  use(pem(first.cert), pem(first.key));
+  const lines: string[] = [];
+  let now = 0;
+  const certConfig = { certFile, keyFile, caFile: ca.cert };
+  using client = createRegistryClient({
+    certificates: currentCertificates(
+      { certConfig },
+      (line) => lines.push(line),
+      () => now,
+    ),
+  });
+  const url = `https://localhost:${nginx.port}/v2/a/b/blobs/x`;
+  const size = () => client.openBlob(url).size();
+  const twice = async () => {
+    for (let i = 0; i < 2; i++) {
+      now += 1000;
+      await size().catch(() => {});
+    }
+  };
+  // nginx takes the handshake and answers 400.
+  await rejects(size(), "EIO", /HTTP status 400/);
+  use(pem(second.cert), pem(second.key));
+  now += 1000;
+  await rejects(size(), "EIO", /HTTP status 400/);
+  assert.deepEqual(lines, []);
+  now += 1000;
+  assert.equal(await size(), BLOB.length);
+  assert.deepEqual(lines, [
+    `${certFile}, ${keyFile}, ${ca.cert}: read again`,
+  ]);
+  for (const [cert, key] of [["no", "PEM"], [pem(first.cert), "none"]]) {
+    use(cert ?? "", key ?? "");
+    await twice();
+    assert.match(lines.at(-1) ?? "", /^WARNING the certificates of before/);
+    assert.equal(await size(), BLOB.length);
+  }
+  Deno.removeSync(certFile);
+  await twice();
+  assert.match(lines.at(-1) ?? "", /cannot open .*tls.crt: no such file/i);
+  assert.equal(await size(), BLOB.length);
+  assert.equal(lines.length, 4);
 });
 
 test("a credential service over https: its authority, our certificate", async () => {

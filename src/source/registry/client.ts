@@ -12,6 +12,7 @@ import { createAuth } from "./auth.ts";
 import { type BlobParts, openRegistryBlob } from "./blob.ts";
 import { createHosts } from "./hosts.ts";
 import type { Peer } from "./peer.ts";
+import { type Certificates, renewingTransport } from "./renewing.ts";
 import { createTransport, type TransportOptions } from "./transport.ts";
 
 /** How long one attempt may take. */
@@ -20,6 +21,8 @@ const ATTEMPT_MS = 30_000;
 /** How a client is made. */
 export interface RegistryOptions extends Partial<TransportOptions> {
   credentials?: Credentials;
+  /** in place of `cert`, `key` and `ca`: asked for before each request */
+  certificates?: () => Certificates;
   log?: (line: string) => void;
   /** ms; for tests */
   attemptMs?: number;
@@ -74,10 +77,10 @@ export function createRegistryClient(
 ): RegistryClient {
   const { credentials = ANONYMOUS, attemptMs = ATTEMPT_MS } = options;
   const { log = () => {} } = options;
-  const transport = createTransport({
-    ...options,
-    userAgent: options.userAgent || "overlaybd",
-  });
+  const how = { ...options, userAgent: options.userAgent || "overlaybd" };
+  const transport = options.certificates === undefined
+    ? createTransport(how)
+    : renewingTransport(how, options.certificates);
   const parts = {
     transport,
     hosts: createHosts(options.maxPerHost),
