@@ -48,7 +48,7 @@ WARN := -Wall -Wextra -Werror
 CFLAGS := -std=gnu11 -O2 -g -ffile-prefix-map=$(CURDIR)=. -fPIC \
 	-fvisibility=hidden -pthread $(WARN)
 # What can be linked statically is; no undefined symbol may be left.
-LIBS := -l:liblz4.a -l:libzstd.a -l:libz.a
+LIBS := -l:liblz4.a -l:libzstd.a -l:libz.a -l:liburing.a
 # nodelete: Deno unloads the library before its blocking threads end, whose
 # destructors of per-thread codec contexts lie in it.
 LDFLAGS := -shared -pthread -Wl,-z,defs -Wl,-z,relro -Wl,-z,now \
@@ -225,6 +225,8 @@ $(BUILD)/san/tests/test_%: $(BUILD)/san/tests/test_%.o \
 $(BUILD)/san/tests/test_ring: SAN += -Wl,--wrap=mmap
 $(BUILD)/san/tests/test_device: SAN += -Wl,--wrap=pthread_create
 $(BUILD)/san/tests/test_push: SAN += -Wl,--wrap=calloc
+$(BUILD)/san/tests/test_uring: SAN += -Wl,--wrap=io_uring_submit \
+	-Wl,--wrap=io_uring_queue_init_params -Wl,--wrap=obd_plane_offload
 
 c-test: $(C_TESTS:%=$(BUILD)/san/tests/%) $(ISAL)
 	@BUILD=$(BUILD) tests/c.sh $(C_TESTS)
@@ -265,13 +267,14 @@ fuzz-coverage:
 	@BUILD=$(BUILD) CLANG=$(CLANG) tests/fuzz_coverage.sh $(C_FUZZ)
 
 # ---- another architecture: must compile ------------------------------------
-# Debian's headers of these three are the same on both: they are borrowed.
+# Debian's headers of these four are the same on both: they are borrowed.
 $(BUILD)/aarch64/%.o: c/%.c
 	@mkdir -p $(@D)
 	@mkdir -p $(BUILD)/aarch64/include
 	@ln -sf $(wildcard /usr/include/lz4*.h /usr/include/zstd*.h \
 		/usr/include/zlib.h /usr/include/x86_64-linux-gnu/zconf.h \
-		/usr/include/zconf.h) $(BUILD)/aarch64/include/
+		/usr/include/zconf.h /usr/include/liburing.h \
+		/usr/include/liburing) $(BUILD)/aarch64/include/
 	$(call say,CC)
 	$(Q)$(CROSS) $(CFLAGS) -I$(BUILD)/aarch64/include -MMD -MP -c -o $@ $<
 

@@ -2,7 +2,7 @@
  *
  * core.h - the structs behind source, view, upper, device and request:
  * shared by source.c miss.c view.c upper*.c device.c push.c request.c
- * trace.c alone.
+ * trace.c uring.c alone.
  *
  * Locks, in the order in which they may be taken:
  *   dev->lock      what a device shows, its gate (push.c)
@@ -55,6 +55,8 @@ struct obd_source {
 	enum obd_source_kind kind;
 	int fd;                      /* FILE, CACHE */
 	int direct_fd;               /* FILE: the same with O_DIRECT; -1: none */
+	uint32_t align;              /* of its reads, a power of two */
+	bool uring;                  /* FILE: see obd_source_uring() */
 	_Atomic bool no_nowait;      /* the file system knows no RWF_NOWAIT */
 	uint64_t base, size;
 	uint64_t name;               /* for slow reads; 0: it has none */
@@ -70,6 +72,12 @@ OBD_HIDDEN bool obd_units_present(const struct obd_units *u, uint64_t at,
 OBD_HIDDEN bool obd_source_stored(struct obd_source *src, uint64_t at,
 				  uint64_t n, struct obd_source **cache,
 				  uint64_t *stored_at, uint64_t *stored_n);
+/* True when workers read src by io_uring. */
+OBD_HIDDEN bool obd_source_by_uring(const struct obd_source *src);
+/* The file that holds [*at, *at + *n) of src and where, when it is one that
+ * workers read by io_uring.  False: it is not. */
+OBD_HIDDEN bool obd_source_on_disk(struct obd_source *src, uint64_t *at,
+				   uint64_t *n, struct obd_source **file);
 /* A file source over a file that grows; fd stays the caller's own. */
 OBD_HIDDEN int obd_source_growing(int fd, struct obd_source **out);
 
@@ -100,6 +108,7 @@ struct obd_view {
 	uint64_t virtual_size;
 	uint32_t n;
 	bool local;                  /* no source can miss */
+	bool uring;                  /* a source is read by io_uring */
 	struct obd_view *base;       /* NULL: index and sources are its own */
 	struct obd_upper *upper;     /* topmost, takes the changes */
 	struct obd_upper *frozen;    /* under it: nothing changes it */
@@ -344,6 +353,22 @@ OBD_HIDDEN void obd_gate_abandon(struct obd_device *dev);
 /* What a change asks about the disk (request.c). */
 extern OBD_HIDDEN const struct obd_upper_ask obd_request_ask;
 
+/* ---- uring.c ------------------------------------------------------------ */
+
+/* Asks for all that req, a READ that must wait for a disk, wants of files
+ * that are read by io_uring.  True: obd_request_landed() follows, on this
+ * thread.  False: nothing has happened. */
+OBD_HIDDEN bool obd_uring_start(struct obd_request *req);
+/* [at, at + n) of the file out of what has come for the request that runs
+ * on this worker. 0, or -EAGAIN: not all of it has. */
+OBD_HIDDEN int obd_uring_take(const struct obd_source *file, uint8_t *buf,
+			      uint64_t n, uint64_t at);
+
+/* When that request asked for it; 0: nobody wants to know. */
+OBD_HIDDEN uint64_t obd_uring_began(void);
+/* What has come is wanted no more. */
+OBD_HIDDEN void obd_uring_release(struct obd_landing *reads);
+
 /* ---- requests (request.c, miss.c) -------------------------------------- */
 
 /* Where a request is.  Written under the miss lock:
@@ -371,6 +396,8 @@ OBD_HIDDEN void obd_miss_spoil(struct obd_source *cache, uint64_t at,
 OBD_HIDDEN bool obd_request_touches(struct obd_request *req,
 				    struct obd_source *cache, uint64_t first,
 				    uint64_t count);
+/* Goes on with a read whose bytes have come, on the worker that asked. */
+OBD_HIDDEN void obd_request_landed(struct obd_request *req);
 /* Goes on with a request that was woken; may block. */
 OBD_HIDDEN void obd_request_resume(struct obd_request *req);
 /* The same on a helper thread. */

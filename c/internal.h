@@ -14,6 +14,7 @@
  *   wake.c    waking TypeScript
  *   netlink.c scsi.c ring*.c        TCMU (tcmu.h, ring.h)
  *   plane.c   epoll workers         nbd*.c  NBD (nbd.h)
+ *   uring.c   io_uring, a ring for each worker
  */
 #ifndef OBD_INTERNAL_H
 #define OBD_INTERNAL_H
@@ -128,6 +129,11 @@ OBD_HIDDEN int64_t obd_io_preadv(int fd, const struct iovec *iov, int cnt,
 				 uint64_t at);
 OBD_HIDDEN int64_t obd_io_pwritev(int fd, const struct iovec *iov, int cnt,
 				  uint64_t at);
+/* A read of n bytes that was done elsewhere: what it is to be taken for. */
+OBD_HIDDEN int64_t obd_io_seen(int fd, uint64_t n, uint64_t at, int64_t got);
+/* What offset and length of a read must be multiples of on a descriptor with
+ * O_DIRECT, 512 to 64 KiB; -EOPNOTSUPP: the file system reads none so. */
+OBD_HIDDEN int64_t obd_io_direct_align(int fd);
 /* read(2) until n bytes or the end: for pipes and files read in order. */
 OBD_HIDDEN int64_t obd_io_read(int fd, void *buf, uint64_t n);
 OBD_HIDDEN void obd_io_init_from_env(void);
@@ -197,6 +203,7 @@ OBD_HIDDEN uint32_t obd_zfile_block_size(const struct obd_zfile *z);
 /* How hard a read may try. */
 enum obd_try {
 	OBD_TRY_NOWAIT, /* page cache only: -EAGAIN means "use a helper" */
+	OBD_TRY_LANDED, /* the same, and what io_uring has brought */
 	OBD_TRY_BLOCK,
 };
 /* Exactly n bytes of the original at `at`, inside its size.  Errors as
@@ -313,6 +320,8 @@ struct obd_request {
 	uint32_t held;            /* 1: holds a reference on dev */
 	uint32_t progress;        /* bytes of a change that are done */
 	uint32_t fetched;         /* 1: has waited for absent data */
+	struct obd_landing *reads; /* uring.c's, while they are wanted */
+	uint32_t reads_left;      /* of them, not here yet */
 };
 OBD_HIDDEN bool obd_request_submit(struct obd_request *req);
 OBD_HIDDEN struct obd_device *obd_device_ref(struct obd_device *dev);
@@ -335,6 +344,19 @@ OBD_HIDDEN int obd_plane_change(struct obd_watch *watch, uint32_t events);
 /* After return fn runs no more (call it on the watch's worker, or else it
  * waits for it). */
 OBD_HIDDEN int obd_plane_remove(struct obd_watch *watch);
+/* The calling worker's ring, made on first use.  NULL: the thread is not a
+ * worker, or there is no io_uring for it. */
+struct obd_uring;
+OBD_HIDDEN struct obd_uring *obd_plane_uring(void);
+/* uring.c's side of it, all on the worker. */
+OBD_HIDDEN int obd_uring_new(struct obd_uring **out);
+OBD_HIDDEN void obd_uring_free(struct obd_uring *u);
+OBD_HIDDEN struct obd_watch *obd_uring_watch(struct obd_uring *u);
+/* Hands the kernel what was asked for since.  False: not all of it could be,
+ * so try again soon. */
+OBD_HIDDEN bool obd_uring_submit(struct obd_uring *u);
+/* Goes on with the requests whose last read has come. */
+OBD_HIDDEN void obd_uring_reap(struct obd_uring *u);
 /* Runs task->fn(task) on a helper thread that may block. 0 or -errno. */
 OBD_HIDDEN int obd_plane_offload(struct obd_task *task);
 OBD_HIDDEN void obd_plane_stop(void);

@@ -342,6 +342,63 @@ int64_t obd_io_pread_nowait(int fd, void *buf, uint64_t n, uint64_t at)
 	return got;
 }
 
+int64_t obd_io_seen(int fd, uint64_t n, uint64_t at, int64_t got)
+{
+	struct io_call call = { .op = OBD_IO_PREAD, .fd = fd,
+				.at = (int64_t)at, .n = n };
+	int64_t fault;
+
+	if (io_off())
+		return got;
+	usleep(seam_delay() * 1000);
+	fault = io_enter(&call, false);
+	if (fault)
+		got = fault;
+	io_leave(&call, got);
+	return got;
+}
+
+#define DIRECT_ALIGN 4096u    /* what every disk is content with */
+#define DIRECT_MAX 65536u
+
+/* What the kernel says of it (Linux 6.1), 0: that there is none; 4096 where
+ * it does not say. */
+static uint32_t told_align(int fd)
+{
+#ifdef STATX_DIOALIGN
+	struct statx stx;
+
+	if (!statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) &&
+	    stx.stx_mask & STATX_DIOALIGN)
+		return stx.stx_dio_mem_align > DIRECT_ALIGN ? 0 :
+		       stx.stx_dio_offset_align;
+#else
+	(void)fd;
+#endif
+	return DIRECT_ALIGN;
+}
+
+int64_t obd_io_direct_align(int fd)
+{
+	uint32_t align = told_align(fd);
+	int64_t got;
+	void *buf;
+
+	if (!align || align > DIRECT_MAX || align & (align - 1))
+		return -EOPNOTSUPP;
+	if (align < 512)
+		align = 512;
+	/* Some say nothing when it is opened, and refuse every read. */
+	buf = aligned_alloc(DIRECT_MAX, DIRECT_MAX);
+	if (!buf)
+		return -ENOMEM;
+	got = obd_io_pread(fd, buf, align, 0);
+	free(buf);
+	if (got == -EINVAL || got == -EOPNOTSUPP)
+		return -EOPNOTSUPP;
+	return align;
+}
+
 static int64_t do_read(int fd, uint8_t *buf, uint64_t n)
 {
 	uint64_t done = 0;

@@ -69,6 +69,10 @@ OBD_API int32_t obd_engine_stop(void);
 /* The code paths in use, "crc=isal lookup=avx512"; a static string. */
 OBD_API const char *obd_engine_describe(void);
 
+/* Whether this process may use io_uring as workers would: 0, or why not
+ * (-ENOSYS: no kernel support, -EPERM: forbidden). */
+OBD_API int32_t obd_uring_check(void);
+
 /* ---- system calls that Deno does not offer ------------------------- */
 /* All of them, and all of the library's own file I/O, go through the one
  * table in c/io.c, where tests record the order of writes and syncs and
@@ -150,9 +154,16 @@ OBD_API int32_t obd_source_file(int32_t fd, uint64_t base, uint64_t size,
 				struct obd_source **out);
 
 /* Reads of a file source go to fd from now on, which is the same file opened
- * with O_DIRECT (taken over), in whole blocks of 4096; where the file system
- * does not like them, to the first one.  Once, before the source is used. */
+ * with O_DIRECT (taken over), in whole blocks of what its file system asks
+ * for.  -EOPNOTSUPP: it refuses such reads.  Once, before the source is
+ * used. */
 OBD_API int32_t obd_source_direct(struct obd_source *file, int32_t fd);
+
+/* Reads of a file source for which a worker would have to wait are done by
+ * the worker's own io_uring from now on: all that one request wants at once,
+ * and no thread waits.  What that does not bring is read as without it, by
+ * a helper thread.  Before the source is used. */
+OBD_API int32_t obd_source_uring(struct obd_source *file);
 
 /* A remote blob of size bytes, kept in fd, a sparse file.  Nothing of it
  * is present until obd_source_fill() says so; unit is the fetch granule, a

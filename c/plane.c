@@ -24,8 +24,11 @@
 #define HELPER_IDLE_MS 10000
 #define STACK_BYTES (256u << 10)
 #define EVENTS_MAX 64
+#define SUBMIT_RETRY_MS 1
+#define URING_RETRY_MS 1000
 
-/* lock guards rounds and removing; events belongs to the worker's thread. */
+/* lock guards rounds and removing; events and uring belong to the worker's
+ * thread. */
 struct worker {
 	pthread_t thread;
 	int epoll_fd, kick_fd;
@@ -36,6 +39,8 @@ struct worker {
 	struct epoll_event events[EVENTS_MAX];
 	int events_left;         /* from events_next on, not yet handled */
 	int events_next;
+	struct obd_uring *uring; /* NULL: not asked for, or there is none */
+	uint64_t uring_retry_ms; /* not before, after a failure */
 };
 
 /* lock guards everything here. */
@@ -111,6 +116,7 @@ static void *worker_main(void *arg)
 {
 	struct worker *w = arg;
 	int count;
+	bool all;
 
 	this_worker = w;
 	for (;;) {
@@ -120,11 +126,38 @@ static void *worker_main(void *arg)
 		bool stop = w->stop;
 		pthread_mutex_unlock(&w->lock);
 		if (stop)
-			return NULL;
-		count = epoll_wait(w->epoll_fd, w->events, EVENTS_MAX, -1);
+			break;
+		/* Every read of the round in one call. */
+		all = !w->uring || obd_uring_submit(w->uring);
+		count = epoll_wait(w->epoll_fd, w->events, EVENTS_MAX,
+				   all ? -1 : SUBMIT_RETRY_MS);
 		if (count > 0)
 			run_events(w, count);
+		if (w->uring) /* whatever woke it: most often EINTR */
+			obd_uring_reap(w->uring);
 	}
+	obd_uring_free(w->uring);
+	return NULL;
+}
+
+struct obd_uring *obd_plane_uring(void)
+{
+	struct worker *w = this_worker;
+	struct epoll_event e = { .events = EPOLLIN };
+	struct obd_watch *watch;
+
+	if (!w || w->uring || obd_now_ms() < w->uring_retry_ms)
+		return w ? w->uring : NULL;
+	w->uring_retry_ms = obd_now_ms() + URING_RETRY_MS;
+	if (obd_uring_new(&w->uring))
+		return NULL;
+	watch = obd_uring_watch(w->uring);
+	e.data.ptr = watch;
+	if (epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, watch->fd, &e)) {
+		obd_uring_free(w->uring);
+		w->uring = NULL;
+	}
+	return w->uring;
 }
 
 static void worker_free(struct worker *w)

@@ -10,8 +10,10 @@
  *   perform  read every piece straight into the iovecs, or change the
  *            upper
  * and the second falls back to the first when a unit has gone in between.
- * A transport's thread runs it without blocking; what would block starts
- * over on a helper thread.
+ * A transport's thread runs it without blocking.  What would block is read by
+ * the worker's io_uring, if the files are set up for it, and the request
+ * starts over with what that has brought; all else starts over on a helper
+ * thread.
  */
 #include "core.h"
 
@@ -431,7 +433,7 @@ static enum step run(struct obd_request *req, enum obd_try how)
 		err = perform(req, how);
 		if (err == GATE_PARKED)
 			return STEP_PARKED;
-		if (err == -EAGAIN && how == OBD_TRY_NOWAIT)
+		if (err == -EAGAIN && how != OBD_TRY_BLOCK)
 			return STEP_HELPER;
 		if (err != -ENODATA)
 			break;
@@ -542,6 +544,18 @@ void obd_request_resume(struct obd_request *req)
 		end_later(req);
 }
 
+void obd_request_landed(struct obd_request *req)
+{
+	struct obd_landing *reads = req->reads;
+	enum step step = run(req, OBD_TRY_LANDED);
+
+	obd_uring_release(reads);
+	if (step == STEP_ENDED)
+		end_later(req);
+	else if (step == STEP_HELPER)
+		obd_request_offload(req);
+}
+
 static void resume_task(struct obd_task *task)
 {
 	obd_request_resume((struct obd_request *)((char *)task -
@@ -624,6 +638,8 @@ bool obd_request_submit(struct obd_request *req)
 		if (!req->held)
 			obd_device_ref(req->dev);
 		req->held = 1;
+		if (req->op == OBD_READ && obd_uring_start(req))
+			return false;
 		req->task.fn = resume_task;
 		if (!obd_plane_offload(&req->task))
 			return false;

@@ -18,6 +18,7 @@ static struct obd_source *source_alloc(enum obd_source_kind kind, int fd,
 		src->kind = kind;
 		src->fd = fd;
 		src->direct_fd = -1;
+		src->align = 1;
 		src->base = base;
 		src->size = size;
 	}
@@ -37,10 +38,16 @@ int32_t obd_source_file(int32_t fd, uint64_t base, uint64_t size,
 
 int32_t obd_source_direct(struct obd_source *file, int32_t fd)
 {
+	int64_t align;
+
 	if (fd < 0)
 		return -EBADF;
 	if (file->kind != SRC_FILE || file->direct_fd >= 0)
 		return -EINVAL;
+	align = obd_io_direct_align(fd);
+	if (align < 0)
+		return (int32_t)align;
+	file->align = (uint32_t)align;
 	file->direct_fd = fd;
 	return 0;
 }
@@ -50,6 +57,14 @@ int32_t obd_source_name(struct obd_source *src, uint64_t name)
 	if (!name)
 		return -EINVAL;
 	src->name = name;
+	return 0;
+}
+
+int32_t obd_source_uring(struct obd_source *file)
+{
+	if (file->kind != SRC_FILE)
+		return -EINVAL;
+	file->uring = true;
 	return 0;
 }
 
@@ -238,6 +253,28 @@ bool obd_source_is_local(const struct obd_source *src)
 	return src->kind == SRC_FILE;
 }
 
+bool obd_source_by_uring(const struct obd_source *src)
+{
+	return src->kind == SRC_ZFILE ? src->inner->uring : src->uring;
+}
+
+bool obd_source_on_disk(struct obd_source *src, uint64_t *at, uint64_t *n,
+			struct obd_source **file)
+{
+	uint64_t from = *at, length = *n;
+
+	if (!obd_source_by_uring(src) || from > src->size ||
+	    length > src->size - from)
+		return false;
+	if (src->kind == SRC_ZFILE) {
+		obd_zfile_range(src->zfile, from, length, at, n);
+		src = src->inner;
+	}
+	*at += src->base;
+	*file = src;
+	return *n != 0;
+}
+
 bool obd_source_stored(struct obd_source *src, uint64_t at, uint64_t n,
 		       struct obd_source **cache, uint64_t *stored_at,
 		       uint64_t *stored_n)
@@ -281,17 +318,17 @@ static int read_error(int64_t got)
 	       got == -EUCLEAN ? -EIO : (int)got;
 }
 
-#define DIRECT_ALIGN 4096u           /* what every disk is content with */
-#define DIRECT_BYTES (1u << 20)      /* of one read */
+#define DIRECT_BYTES (1u << 20)      /* of one read past the page cache */
+#define PAGE 4096u
 
-/* Whole blocks around [at, at + n) into buf, which has room for them.  Bytes
- * of the range that came, or -errno. */
-static int64_t read_blocks(int fd, void *buf, uint64_t n, uint64_t at)
+/* Whole blocks around [at, at + n) into area, which has room for them.
+ * Bytes of the range that came, or -errno. */
+static int64_t read_blocks(struct obd_source *src, void *area, uint64_t n,
+			   uint64_t at)
 {
-	uint64_t from = at & ~(uint64_t)(DIRECT_ALIGN - 1);
-	uint64_t to = (at + n + DIRECT_ALIGN - 1) &
-		      ~(uint64_t)(DIRECT_ALIGN - 1);
-	int64_t got = obd_io_pread(fd, buf, to - from, from);
+	uint64_t mask = src->align - 1, from = at & ~mask;
+	uint64_t to = (at + n + mask) & ~mask;
+	int64_t got = obd_io_pread(src->direct_fd, area, to - from, from);
 
 	if (got < 0)
 		return got;
@@ -304,20 +341,18 @@ static int read_direct(struct obd_source *src, uint8_t *buf, uint64_t n,
 		       uint64_t at)
 {
 	uint64_t room = (n < DIRECT_BYTES ? n : DIRECT_BYTES) +
-			2 * DIRECT_ALIGN;
-	uint8_t *area;
+			2 * src->align + PAGE - 1;
+	uint8_t *area = aligned_alloc(PAGE, room & ~(uint64_t)(PAGE - 1));
 	int err = 0;
 
-	room &= ~(uint64_t)(DIRECT_ALIGN - 1);
-	area = aligned_alloc(DIRECT_ALIGN, room);
 	if (!area)
 		return -ENOMEM;
 	while (!err && n) {
 		uint64_t part = n < DIRECT_BYTES ? n : DIRECT_BYTES;
-		int64_t got = read_blocks(src->direct_fd, area, part, at);
+		int64_t got = read_blocks(src, area, part, at);
 
 		if (got == (int64_t)part)
-			memcpy(buf, area + at % DIRECT_ALIGN, part);
+			memcpy(buf, area + (at & (src->align - 1)), part);
 		else
 			err = got == -EINVAL ? -EINVAL : read_error(got);
 		buf += part;
@@ -350,14 +385,16 @@ static int read_fd(struct obd_source *src, void *buf, uint64_t n,
 	int64_t got;
 	int err;
 
+	if (obd_unlikely(how == OBD_TRY_LANDED) && src->uring)
+		return obd_uring_take(src, buf, n, src->base + at);
 	if (obd_unlikely(src->direct_fd >= 0)) {
 		/* A disk is always waited for. */
-		err = how == OBD_TRY_NOWAIT ? -EAGAIN :
+		err = how != OBD_TRY_BLOCK ? -EAGAIN :
 		      read_direct(src, buf, n, src->base + at);
 		if (err != -EINVAL)
 			return err;
 	}
-	if (how == OBD_TRY_NOWAIT &&
+	if (how != OBD_TRY_BLOCK &&
 	    !atomic_load_explicit(&src->no_nowait, memory_order_relaxed)) {
 		got = obd_io_pread_nowait(src->fd, buf, n, src->base + at);
 		if (obd_likely(got == (int64_t)n))
@@ -467,14 +504,17 @@ static int read_any(struct obd_source *src, void *buf, uint64_t n,
 	return err;
 }
 
-/* The file below may make a reader wait. */
-static bool may_wait(const struct obd_source *src, enum obd_try how)
+/* When a read of src that may wait for its file began. 0: it does not, or
+ * nobody wants to know. */
+static uint64_t begin_read(const struct obd_source *src, enum obd_try how)
 {
-	if (how == OBD_TRY_BLOCK)
-		return true;
+	if (obd_unlikely(how == OBD_TRY_LANDED) && obd_source_by_uring(src))
+		return obd_uring_began();
 	if (src->kind == SRC_ZFILE)
 		src = src->inner;
-	return atomic_load_explicit(&src->no_nowait, memory_order_relaxed);
+	return how == OBD_TRY_BLOCK ||
+	       atomic_load_explicit(&src->no_nowait, memory_order_relaxed) ?
+	       obd_slow_begin(OBD_SLOW_LOCAL) : 0;
 }
 
 int obd_source_read(struct obd_source *src, void *buf, uint64_t n,
@@ -484,10 +524,10 @@ int obd_source_read(struct obd_source *src, void *buf, uint64_t n,
 	uint64_t began = 0;
 	int err;
 
-	if (src->name && may_wait(src, how))
-		began = obd_slow_begin(OBD_SLOW_LOCAL);
+	if (src->name)
+		began = begin_read(src, how);
 	err = read_any(src, buf, n, at, how);
-	if (obd_unlikely(began)) {
+	if (obd_unlikely(began) && err != -EAGAIN) {
 		slow = (struct obd_slow_read){ src->name, at, (int64_t)n, 0,
 					       OBD_SLOW_LOCAL, 0 };
 		obd_slow_end(began, &slow);

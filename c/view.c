@@ -70,6 +70,8 @@ int32_t obd_view_new(struct obd_index *index,
 		view->own[i] = obd_source_ref(sources[i]);
 		if (!obd_source_is_local(sources[i]))
 			view->local = false;
+		if (obd_source_by_uring(sources[i]))
+			view->uring = true;
 	}
 	*out = view;
 	return 0;
@@ -89,6 +91,7 @@ void obd_view_lay(struct obd_view *view, struct obd_view *base,
 	view->virtual_size = base->virtual_size;
 	view->n = base->n;
 	view->local = base->local;
+	view->uring = base->uring;
 	view->upper = upper ? obd_upper_ref(upper) : NULL;
 	view->frozen = frozen ? obd_upper_ref(frozen) : NULL;
 }

@@ -13,6 +13,14 @@ export function describeEngine(): string {
   return text === null ? "" : Deno.UnsafePointerView.getCString(text);
 }
 
+/**
+ * Why workers cannot use io_uring: ENOSYS of a kernel without, EPERM where a
+ * filter of system calls or `kernel.io_uring_disabled` forbids it; 0: they can.
+ */
+export function uringError(): number {
+  return -lib.obd_uring_check();
+}
+
 /** Ends the library's threads; @throws {EngineError} EBUSY while one is used */
 export function stopEngine(): void {
   check(lib.obd_engine_stop(), "cannot stop the engine");

@@ -29,9 +29,19 @@ export function fileSource(fd: number, base: U64, size: U64): Source {
   return handle("source", out, lib.obd_source_unref);
 }
 
-/** Reads past the page cache, through `fd`: the same file with O_DIRECT. */
+/**
+ * Reads past the page cache, through `fd`: the same file with O_DIRECT.
+ *
+ * @throws {EngineError} EOPNOTSUPP its file system refuses that; `fd` is
+ *   still the caller's
+ */
 export function directSource(file: Source, fd: number): void {
   check(lib.obd_source_direct(file.pointer, fd), "cannot read past the cache");
+}
+
+/** Reads by io_uring where a worker would have to wait for the disk. */
+export function uringSource(file: Source): void {
+  check(lib.obd_source_uring(file.pointer), "cannot read by io_uring");
 }
 
 /** `struct obd_zfile_info`, from a parsed ZFile header or trailer. */

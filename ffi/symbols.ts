@@ -27,6 +27,10 @@ export const symbols = {
     parameters: [],
     result: "pointer",
   },
+  obd_uring_check: {
+    parameters: [],
+    result: "i32",
+  },
   obd_io_open: {
     parameters: [
       "buffer", // const char *path
@@ -218,6 +222,12 @@ export const symbols = {
     parameters: [
       "pointer", // struct obd_source *file
       "i32", // int32_t fd
+    ],
+    result: "i32",
+  },
+  obd_source_uring: {
+    parameters: [
+      "pointer", // struct obd_source *file
     ],
     result: "i32",
   },

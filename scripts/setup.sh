@@ -28,7 +28,7 @@ flock 9
 packages=(
 	# to build
 	gcc libc6-dev make liblz4-dev libzstd-dev libisal-dev zlib1g-dev zstd
-	binutils
+	liburing-dev binutils
 	# to test
 	clang llvm libnbd-bin nbdkit qemu-utils e2fsprogs fuse3 fio g++
 	debootstrap util-linux psmisc file mandoc

@@ -43,7 +43,7 @@ export const SERVICE_FIELDS: Meanings = {
   "credentialConfig.server_ca_path":
     "PEM: the only authorities that the credential service is checked with.",
   ioEngine:
-    "0: buffered reads; 1: local read-only layers are read with O_DIRECT, and where their file system has none, with buffers and a line in the log; 2: as 0.",
+    "How the files of local read-only layers are read. 0 (psync): through the page cache, by threads; 1: with O_DIRECT, by io_uring; 2: through the page cache, and by io_uring what it lacks. Where io_uring is not allowed threads read, and where a file system refuses O_DIRECT the page cache is used; a line in the log says so.",
   logLevel:
     "0 debug, 1 info, 2 warning, 3 error, 4 to 6 nothing but those. Older form of `logConfig.logLevel`; counts while `logConfig.logPath` is empty.",
   logPath:
@@ -66,7 +66,7 @@ export const SERVICE_FIELDS: Meanings = {
   auditPath:
     "The audit log, 10 MiB in 3 files; if it cannot be opened, the service says so and goes on.",
   enableThread:
-    "Accepted, without effect: a fixed set of threads serves all devices.",
+    "Accepted, either way the same: a worker thread for each processor, 4 at most, serves all devices, with or without it and with every cache.",
   "p2pConfig.enable":
     "Fetch through a proxy that shares blobs between machines, if it answers when an image is opened.",
   "p2pConfig.address": "The proxy; the blob's own URL is put behind it.",

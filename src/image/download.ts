@@ -137,7 +137,7 @@ async function switchLayer(
   { stack, view, log }: DownloadOptions,
   signal: AbortSignal,
 ): Promise<void> {
-  const local = await openLayer(path);
+  const local = await openLayer(path, { engine: stack.engine });
   const position = stack.lowers.indexOf(layer);
   if (signal.aborted || position < 0) {
     local.close();

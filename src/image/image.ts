@@ -8,6 +8,7 @@
 import pLimit from "p-limit";
 import { closeDevice, flushDevice, newDevice } from "../../ffi/device.ts";
 import type { Device } from "../../ffi/handle.ts";
+import type { IoEngine } from "../layer/engine.ts";
 import type { OpenLayer } from "../layer/open.ts";
 import { type OpenUpper, openUpper } from "../layer/upper.ts";
 import {
@@ -29,6 +30,8 @@ const ESHUTDOWN = 108;
 export interface OpenStack extends Disposable {
   /** bottom first, as in the configuration; others may take their places */
   lowers: OpenLower[];
+  /** how local lowers are read, those too that come later */
+  readonly engine: IoEngine | undefined;
   upper: OpenUpper | undefined;
   /** under the upper: the one before it, whose snapshot could not be ended */
   frozen?: OpenUpper;
@@ -161,6 +164,7 @@ export async function openStack(
     };
     const stack: OpenStack = {
       lowers,
+      engine: options.engine,
       upper,
       virtualSize: size - size % 512n,
       warnings: upper?.warnings ?? [],
@@ -203,7 +207,7 @@ export async function openImage(
   const stack = await openStack(config, {
     readonly: options.readonly ?? false,
     sources: options.sources,
-    onBuffered: options.onBuffered,
+    engine: options.engine,
   });
   let view: ShownView;
   try {

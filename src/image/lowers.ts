@@ -7,6 +7,7 @@
  */
 import pLimit from "p-limit";
 import { EngineError } from "../../ffi/errors.ts";
+import type { IoEngine } from "../layer/engine.ts";
 import { fileInfo } from "../layer/files.ts";
 import { type OpenLayer, openLayer, openRemoteLayer } from "../layer/open.ts";
 import type { CachedBlob } from "../source/cache/blob.ts";
@@ -137,18 +138,15 @@ async function openRemote(
 export interface LowerOptions {
   /** where remote ones come from; undefined: there are none */
   sources?: SourceSet | undefined;
-  /**
-   * local ones are read with O_DIRECT, and this is told where that cannot be;
-   * undefined: through the page cache
-   */
-  onBuffered?: ((why: string) => void) | undefined;
+  /** how local ones are read */
+  engine?: IoEngine | undefined;
 }
 
 async function openLower(
   lower: LowerConfig,
   position: number,
   config: ImageConfig,
-  { sources, onBuffered }: LowerOptions,
+  { sources, engine }: LowerOptions,
 ): Promise<OpenLower> {
   const fail = (error: ImageError) =>
     new ImageError(
@@ -182,10 +180,7 @@ async function openLower(
     throw fail(missingLocal(lower, config));
   }
   try {
-    return await openLayer(
-      path,
-      onBuffered === undefined ? {} : { onBuffered },
-    );
+    return await openLayer(path, { engine });
   } catch (cause) {
     const local = new ImageError(
       `cannot open lowers[${position}]: ${reasonOf(cause)}`,

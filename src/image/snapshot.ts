@@ -22,6 +22,7 @@ import { syncUpper, upperBusy, upperSource } from "../../ffi/upper.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { MAX_RECORDS } from "../format/lsmt.ts";
 import { sealUpper, unsealUpper } from "../layer/commit.ts";
+import type { IoEngine } from "../layer/engine.ts";
 import { openLayer } from "../layer/open.ts";
 import { emptyUpper, type OpenUpper } from "../layer/upper.ts";
 import type { ImageConfig } from "./config.ts";
@@ -84,12 +85,13 @@ async function switchUpper(image: OpenImage, upper: OpenUpper) {
 async function openSealed(
   old: OpenUpper,
   next: ImageConfig,
+  engine: IoEngine | undefined,
 ): Promise<OpenLower> {
   const path = sealedFile(next);
   if (path === undefined || !isSameFile(path, old.paths.data)) {
     throw new SnapshotError(`${old.paths.data} has gone meanwhile`);
   }
-  const layer = await openLayer(path);
+  const layer = await openLayer(path, { engine });
   let lock: Source;
   try {
     // The open file of the upper, whose lock stays as long as it does.
@@ -167,7 +169,7 @@ async function complete(
     await syncUpper(old.upper);
     before = sizeOfFd(old.dataFd);
     await sealUpper(old);
-    sealed = await openSealed(old, next);
+    sealed = await openSealed(old, next, image.stack.engine);
     view = await buildViewAsync([...lowers, sealed], virtualSize);
     await intent.commit();
     return { sealed, view };

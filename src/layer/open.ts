@@ -16,7 +16,6 @@ import {
 } from "../../ffi/index.ts";
 import { nameSource } from "../../ffi/slow.ts";
 import {
-  directSource,
   fileSource,
   readSource,
   sourceSize,
@@ -24,7 +23,7 @@ import {
   type ZfileInfo,
   zfileSource,
 } from "../../ffi/sources.ts";
-import { EngineError, errnoText } from "../../ffi/errors.ts";
+import { EngineError } from "../../ffi/errors.ts";
 import { FormatError } from "../format/error.ts";
 import {
   BLOCK_SIZE,
@@ -44,6 +43,7 @@ import {
   type ZfileBlock,
   ZFLAG,
 } from "../format/zfile.ts";
+import { type IoEngine, useEngine } from "./engine.ts";
 
 /** Header and trailer of a ZFile, and the one that counts. */
 export interface ZfileBlocks {
@@ -236,33 +236,11 @@ function checkPayload(tar: TarPayload | undefined, fileSize: number): void {
   }
 }
 
-/**
- * Reads a layer's file past the page cache from now on; where its file
- * system cannot, `onBuffered` is told and all stays as it is.
- */
-function readDirectly(
-  stored: Source,
-  path: string,
-  onBuffered: (why: string) => void,
-): void {
-  let fd: number;
-  try {
-    fd = openFd(path, O.RDONLY | O.DIRECT);
-  } catch (error) {
-    const why = error instanceof EngineError
-      ? errnoText(error.errno)
-      : String(error);
-    onBuffered(`ioEngine 1: ${path} is read with buffers: O_DIRECT: ${why}`);
-    return;
-  }
-  directSource(stored, fd);
-}
-
 /** Takes a file out of its tar wrapper; the descriptor goes with the source. */
 function openPayload(
   path: string,
   raw: boolean,
-  onBuffered?: (why: string) => void,
+  engine?: IoEngine,
 ): Payload {
   const fd = openFd(path, O.RDONLY);
   try {
@@ -272,7 +250,7 @@ function openPayload(
     const tar = raw ? undefined : probeTar(head.subarray(0, got));
     checkPayload(tar, fileSize);
     const stored = fileSource(fd, tar?.at ?? 0, tar?.size ?? fileSize);
-    if (onBuffered !== undefined) readDirectly(stored, path, onBuffered);
+    if (engine !== undefined) useEngine(stored, path, engine);
     const close = () => stored.close();
     return { fileSize, tar, stored, need: atOnce, close };
   } catch (error) {
@@ -460,18 +438,17 @@ function named(layer: OpenLayer, path: string): OpenLayer {
  * Opens a committed or sealed layer.
  *
  * @param options `raw`: neither tar nor ZFile is looked for, as
- *   `commit --commit_sealed` opens its input; `onBuffered`: it is read with
- *   O_DIRECT, and this is told where that cannot be
+ *   `commit --commit_sealed` opens its input; `engine`: how its file is read
  * @throws {FormatError} which rule does not hold
  * @throws {EngineError} it cannot be read
  */
 export async function openLayer(
   path: string,
-  options: { raw?: boolean; onBuffered?: (why: string) => void } = {},
+  options: { raw?: boolean; engine?: IoEngine | undefined } = {},
 ): Promise<OpenLayer> {
   try {
     const raw = options.raw ?? false;
-    const payload = openPayload(path, raw, options.onBuffered);
+    const payload = openPayload(path, raw, options.engine);
     const file = await unwrap(path, payload, raw);
     try {
       return named(await openLsmt(file), path);

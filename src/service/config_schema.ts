@@ -95,7 +95,7 @@ export const serviceSchema = z.looseObject({
     client_key_path: text(""),
     server_ca_path: text(""),
   }),
-  /** 0 psync, 1 O_DIRECT, 2 as 0 */
+  /** 0 psync, 1 io_uring with O_DIRECT, 2 io_uring */
   ioEngine: z._default(
     z.int().check(z.refine(
       (engine) => engine >= 0 && engine <= 2,

@@ -18,6 +18,7 @@ import { ImageError } from "../image/error.ts";
 import { type OpenImage, openImage } from "../image/image.ts";
 import { finishSnapshot } from "../image/intent.ts";
 import type { SnapshotReport } from "../image/snapshot.ts";
+import { createIoEngine } from "../layer/engine.ts";
 import { directoryOf, fullPath } from "../layer/files.ts";
 import { createSources, type SourceSet } from "../source/sources.ts";
 import { throughPeers } from "./peers.ts";
@@ -30,6 +31,7 @@ import {
   type ServiceConfig,
 } from "./config.ts";
 import { type Counters, createCounters } from "./counters.ts";
+import { pickEngine } from "./engine.ts";
 import type { Logger, ServiceLog } from "./log.ts";
 import { createMeter, type Meters } from "./metrics.ts";
 import { RequestError } from "./refusal.ts";
@@ -163,9 +165,7 @@ export function createService(parts: ServiceParts): Service {
     onAnswer: counters.answered,
     onRetry: counters.retried,
   });
-  if (settings.ioEngine === 2) {
-    log.info("ioEngine 2: local layers are read as with 0");
-  }
+  const engine = pickEngine(settings.ioEngine, log.info);
   const { cacheConfig } = settings;
   const sources = createSources({
     openBlob: client.openBlob,
@@ -219,7 +219,7 @@ export function createService(parts: ServiceParts): Service {
         prefetchConcurrency: loaded.config.prefetchConfig.concurrency,
         log: about,
         audit,
-        onBuffered: settings.ioEngine === 1 ? about.info : undefined,
+        engine: engine && createIoEngine(engine, about.info),
       });
       if (signal.aborted) {
         await image.close();
