@@ -348,6 +348,32 @@ Deno.test("a name that the kernel has cut is refused with that reason", async ()
   );
 });
 
+Deno.test("a cut name that is another file's is refused when a longer one is there", async () => {
+  using world = createWorld();
+  using dir = tempDir();
+  const path = dir.file("a".repeat(246 - dir.file("a").length));
+  equal(path.length, 245);
+  Deno.writeTextFileSync(path, "{}");
+  world.add(1, `overlaybd/${path}`);
+  equal(await world.answered(1), ["added 101 0"]);
+  Deno.writeTextFileSync(`${path}.old`, "{}");
+  world.add(2, `overlaybd/${path}`);
+  equal(await world.answered(1), [`added 102 ${ERRNO.EINVAL}`]);
+  match(world.lines.at(-1) ?? "", /a\.old may be meant$/);
+  // One that is short enough has not been cut, whatever lies beside it.
+  world.add(3, `overlaybd/${path.slice(0, -1)}`);
+  equal(await world.answered(1), ["added 103 0"]);
+  // A directory, whatever is said of it.
+  Deno.removeSync(path);
+  Deno.removeSync(`${path}.old`);
+  Deno.mkdirSync(path);
+  const refused = Promise.reject(new DeviceError(ERRNO.EIO, "a directory"));
+  refused.catch(() => {});
+  world.gates.set(path, refused);
+  world.add(4, `overlaybd/${path}`);
+  equal(await world.answered(1), [`added 104 ${ERRNO.EINVAL}`]);
+});
+
 Deno.test("RECONFIG: a disk grows by whole sectors, its cache is switched", async () => {
   using world = createWorld();
   const config = "overlaybd//x";

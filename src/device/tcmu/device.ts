@@ -12,17 +12,11 @@
  * @module
  */
 import type { TcmuEvent } from "../../../ffi/tcmu.ts";
+import { argumentOf, explainCut } from "./argument.ts";
 import type { Around, TcmuImage } from "./around.ts";
 import { type Disk, serveDisk } from "./disk.ts";
 import { DeviceError, ERRNO, reason } from "./error.ts";
-import {
-  act,
-  CONFIG_MAX,
-  type DeviceArgument,
-  parseDeviceConfig,
-  type UioDevice,
-  within,
-} from "./kernel.ts";
+import { act, type DeviceArgument, type UioDevice, within } from "./kernel.ts";
 
 /** What a RECONFIG event asks for. */
 export type Change = (TcmuEvent & { command: "reconfig" })["change"];
@@ -97,36 +91,6 @@ async function pause(ms: number, signal: AbortSignal): Promise<void> {
   signal.removeEventListener("abort", end);
 }
 
-/**
- * What a device is to show.
- *
- * @throws {DeviceError} nothing, or a name that the kernel has cut
- */
-function argumentOf({ config }: UioDevice): DeviceArgument {
-  const argument = parseDeviceConfig(config);
-  if (argument === undefined || argument.path === "") {
-    throw new DeviceError(
-      ERRNO.EINVAL,
-      `cannot serve dev_config "${config}": it names no image configuration`,
-    );
-  }
-  return argument;
-}
-
-/** A config that fills the kernel's room may be the beginning of one. */
-function mayBeCut({ config }: UioDevice): boolean {
-  return new TextEncoder().encode(config).length >= CONFIG_MAX;
-}
-
-function cutError(uio: UioDevice, cause?: unknown): DeviceError {
-  return new DeviceError(
-    ERRNO.EINVAL,
-    `cannot serve dev_config "${uio.config}": it fills the ${CONFIG_MAX} ` +
-      "bytes that the kernel keeps, the rest was cut off",
-    { cause },
-  );
-}
-
 /** Makes a device; nothing is done yet. */
 export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
   const { kernel, log } = around;
@@ -138,7 +102,6 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
 
   /** @throws {DeviceError} */
   const openImage = async (argument: DeviceArgument): Promise<TcmuImage> => {
-    if (mayBeCut(uio) && argument.devId !== "") throw cutError(uio);
     try {
       return await unlessEnded(
         ending.signal,
@@ -146,9 +109,7 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
         (image) => image.close(),
       );
     } catch (error) {
-      const missing = error instanceof DeviceError &&
-        error.errno === ERRNO.ENOENT;
-      throw missing && mayBeCut(uio) ? cutError(uio, error) : error;
+      throw explainCut(uio, argument, error);
     }
   };
 
@@ -166,7 +127,7 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
 
   const openOnce = async (): Promise<void> => {
     const started = performance.now();
-    const argument = argumentOf(uio);
+    const argument = await argumentOf(uio);
     const image = await openImage(argument);
     await serve(image);
     const ms = Math.round(performance.now() - started);

@@ -96,6 +96,11 @@ long_paths() {
 	# The kernel cuts it without a word: only the daemon can tell.
 	refused 1 "$(path 250)" "No such file|Invalid argument|File name too long"
 	grep -i "truncated\|cut\|255" /tmp/overlaybd.log
+	# Not even to what is another image's: that lies beside the one meant.
+	cp "$long" "$long.old"
+	refused 1 "$long.old" "Invalid argument"
+	grep "config.v1.json.old may be meant" /tmp/overlaybd.log
+	rm "$long.old"
 	nothing_left
 }
 check "a path of 245 bytes works, one that the kernel cuts is refused for that" \
