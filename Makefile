@@ -222,7 +222,7 @@ $(BUILD)/san/tests/test_%: $(BUILD)/san/tests/test_%.o \
 	$(Q)$(CC) $(SAN) -pthread -o $@ $^ $(LIBS) -ldl -lm
 
 # Its kernel is a socket, which only the test can map.
-$(BUILD)/san/tests/test_ring: SAN += -Wl,--wrap=mmap
+$(BUILD)/san/tests/test_ring: SAN += -Wl,--wrap=mmap -Wl,--wrap=calloc
 $(BUILD)/san/tests/test_device: SAN += -Wl,--wrap=pthread_create
 $(BUILD)/san/tests/test_push: SAN += -Wl,--wrap=calloc
 $(BUILD)/san/tests/test_uring: SAN += -Wl,--wrap=io_uring_submit \

@@ -64,7 +64,7 @@ AT(obd_tcmu_event, name, 32);
 AT(obd_tcmu_event, config, 544);
 
 SIZE(obd_netlink_stats, 24);
-SIZE(obd_ring_stats, 48);
+SIZE(obd_ring_stats, 72);
 
 SIZE(obd_scsi_command, 48);
 AT(obd_scsi_command, length, 8);

@@ -419,7 +419,7 @@ static int open_socket(void)
 	return fd;
 }
 
-static int resolve(int fd, uint32_t *group)
+static int resolve(int fd, uint16_t *family, uint32_t *group)
 {
 	uint8_t buf[MESSAGE_MAX];
 	struct nlmsgerr error;
@@ -438,8 +438,7 @@ static int resolve(int fd, uint32_t *group)
 		return n < 0 ? (int)n : -EBADMSG;
 	memcpy(&head, buf, sizeof(head));
 	if (head.nlmsg_type != NLMSG_ERROR)
-		return obd_netlink_family(buf, (size_t)n, &nl.family,
-					  group);
+		return obd_netlink_family(buf, (size_t)n, family, group);
 	if ((size_t)n < NLMSG_HDRLEN + sizeof(error))
 		return -EBADMSG;
 	memcpy(&error, buf + NLMSG_HDRLEN, sizeof(error));
@@ -474,7 +473,7 @@ static int ask_for_replies(int fd)
 static int join(int fd)
 {
 	uint32_t group = 0;
-	int err = resolve(fd, &group);
+	int err = resolve(fd, &nl.family, &group);
 
 	if (err)
 		return err;
@@ -507,6 +506,18 @@ int32_t obd_netlink_open(void)
 	pthread_mutex_lock(&nl.lock);
 	nl.open = false;
 	pthread_mutex_unlock(&nl.lock);
+	return err;
+}
+
+int32_t obd_netlink_group(uint32_t *out)
+{
+	uint16_t family;
+	int fd = open_socket(), err;
+
+	if (fd < 0)
+		return fd;
+	err = resolve(fd, &family, out);
+	close(fd);
 	return err;
 }
 

@@ -563,6 +563,9 @@ OBD_API int32_t obd_nbd_close(struct obd_nbd *nbd, uint32_t grace_ms);
 OBD_API int32_t obd_netlink_open(void);
 /* Stops listening; events not drained are dropped. */
 OBD_API int32_t obd_netlink_close(void);
+/* The number of the multicast group that a handler of devices is in, without
+ * joining it. -ENOENT: as above. */
+OBD_API int32_t obd_netlink_group(uint32_t *out);
 
 #define OBD_TCMU_ADDED 1u        /* commands, as in the messages */
 #define OBD_TCMU_REMOVED 2u
@@ -614,14 +617,25 @@ OBD_API int32_t obd_ring_attention(struct obd_ring *ring, uint32_t asc_ascq);
  * unmaps and frees.  NULL does nothing.  Blocks. */
 OBD_API int32_t obd_ring_close(struct obd_ring *ring, uint32_t grace_ms);
 
-struct obd_ring_stats {          /* 48 bytes */
+/* What made no sense; nothing is taken or answered from then on, and what
+ * runs ends unheard. */
+#define OBD_RING_BAD_HEAD 1u     /* the kernel's head, bad_value */
+#define OBD_RING_BAD_ENTRY 2u    /* the entry at bad_at: its first word,
+				  * bad_value, has a length that cannot be */
+
+struct obd_ring_stats {          /* 72 bytes */
 	uint64_t commands;       /* 0: taken off the ring */
 	uint64_t asked;          /* 8: handed to TypeScript */
 	uint64_t kicks;          /* 16: writes to the uio descriptor */
 	uint64_t refused;        /* 24: unknown entries and CDB groups */
 	uint64_t depth;          /* 32: running now */
 	uint64_t depth_max;      /* 40 */
+	uint64_t bad;            /* 48: OBD_RING_BAD_*, 0: all is well */
+	uint64_t bad_at;         /* 56: byte in the command area */
+	uint64_t bad_value;      /* 64 */
 };
+/* Also takes up a command that there was no memory for: to be called now and
+ * then, for all others of the ring may wait for ever. */
 OBD_API int32_t obd_ring_stat(struct obd_ring *ring,
 			      struct obd_ring_stats *out);
 

@@ -96,6 +96,15 @@ uint64_t ring_copy(struct command *cmd, void *buf, uint64_t n, uint64_t at,
 	return moved;
 }
 
+void ring_break(struct obd_ring *ring, uint32_t bad, uint32_t at,
+		uint32_t value)
+{
+	ring->broken = true;
+	ring->stats.bad = bad;
+	ring->stats.bad_at = at;
+	ring->stats.bad_value = value;
+}
+
 /* ---- life ------------------------------------------------------------- */
 
 static int check_mailbox(struct obd_ring *ring)
@@ -260,6 +269,6 @@ int32_t obd_ring_stat(struct obd_ring *ring, struct obd_ring_stats *out)
 {
 	pthread_mutex_lock(&ring->lock);
 	*out = ring->stats;
-	pthread_mutex_unlock(&ring->lock);
+	ring_settle(ring);
 	return 0;
 }

@@ -59,7 +59,7 @@ struct obd_ring {
 	uint32_t area_size, data_at;
 	uint32_t tail, done;         /* see above */
 	bool out_of_order, tells_length;
-	bool broken;                 /* an entry made no sense */
+	bool broken;                 /* stats.bad says why */
 	bool starved;                /* no memory for the next command */
 	bool watched, changed;       /* changed: answers not published yet */
 	uint32_t flags;
@@ -130,6 +130,10 @@ OBD_HIDDEN int ring_room_for(struct command *cmd, uint32_t count);
 OBD_HIDDEN uint64_t ring_copy(struct command *cmd, void *buf, uint64_t n,
 			      uint64_t at, bool out);
 
+/* What is at `at` makes no sense: see overlaybd.h. */
+OBD_HIDDEN void ring_break(struct obd_ring *ring, uint32_t bad, uint32_t at,
+			   uint32_t value);
+
 /* ---- ring_take.c: commands in ----------------------------------------- */
 
 /* Takes every entry off the ring that it can. */
@@ -159,7 +163,7 @@ OBD_HIDDEN void ring_finish_with(struct obd_ring *ring, struct command *cmd,
 OBD_HIDDEN void ring_refuse(struct obd_ring *ring, struct command *cmd,
 			    uint32_t sense);
 /* Ends every turn and unlocks: one store and one write for all answers of
- * it.  What there was no memory for is taken once a command has ended. */
+ * it.  What there was no memory for is tried again. */
 OBD_HIDDEN void ring_settle(struct obd_ring *ring);
 
 #endif

@@ -45,6 +45,12 @@ static void release(struct obd_ring *ring, struct command *cmd)
 		pthread_cond_broadcast(&ring->idle);
 }
 
+static void break_at_done(struct obd_ring *ring)
+{
+	ring_break(ring, OBD_RING_BAD_ENTRY, ring->done,
+		   load32(ring->area + ring->done));
+}
+
 void ring_pass_over(struct obd_ring *ring)
 {
 	uint32_t length;
@@ -52,7 +58,10 @@ void ring_pass_over(struct obd_ring *ring)
 	while (!ring->broken && ring->done != ring->tail &&
 	       entry_op(ring, ring->done) != OP_CMD) {
 		length = length_within(ring, ring->done, ring->tail);
-		ring->broken = !length;
+		if (!length) {
+			break_at_done(ring);
+			return;
+		}
 		ring->done = after(ring, ring->done, length);
 		ring->changed = true;
 	}
@@ -63,7 +72,8 @@ static void consume(struct obd_ring *ring, struct command *cmd)
 {
 	uint32_t length = length_within(ring, ring->done, ring->tail);
 
-	ring->broken |= length < ENTRY_MIN;
+	if (!ring->broken && length < ENTRY_MIN)
+		break_at_done(ring);
 	if (!ring->broken) {
 		write_answer(ring, cmd, ring->done);
 		ring->done = after(ring, ring->done, length);
@@ -133,7 +143,7 @@ void ring_settle(struct obd_ring *ring)
 {
 	uint32_t zero = 0;
 
-	if (ring->starved && ring->free) {
+	if (ring->starved && (ring->free || !ring_grow(ring))) {
 		ring->starved = false;
 		ring_take_all(ring);
 	}

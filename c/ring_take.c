@@ -210,7 +210,8 @@ static bool take_entry(struct obd_ring *ring, uint32_t head)
 	uint32_t op = entry_op(ring, ring->tail);
 
 	if (!length || (op == OP_CMD && length < ENTRY_MIN)) {
-		ring->broken = true;
+		ring_break(ring, OBD_RING_BAD_ENTRY, ring->tail,
+			   load32(ring->area + ring->tail));
 		return false;
 	}
 	if (op == OP_CMD)
@@ -233,7 +234,7 @@ void ring_take_all(struct obd_ring *ring)
 		if (head == ring->tail)
 			return;
 		if (head >= ring->area_size || head % 8)
-			ring->broken = true;
+			ring_break(ring, OBD_RING_BAD_HEAD, ring->tail, head);
 		else if (!take_entry(ring, head))
 			return;
 	}

@@ -889,6 +889,12 @@ export const symbols = {
   },
   obd_netlink_open: { parameters: [], result: "i32" },
   obd_netlink_close: { parameters: [], result: "i32" },
+  obd_netlink_group: {
+    parameters: [
+      "buffer", // uint32_t *out
+    ],
+    result: "i32",
+  },
   obd_netlink_drain: {
     parameters: [
       "buffer", // struct obd_tcmu_event *out

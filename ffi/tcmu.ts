@@ -51,6 +51,21 @@ export function closeNetlink(): void {
   check(lib.obd_netlink_close(), "cannot stop listening to TCM-USER");
 }
 
+/**
+ * The multicast group that handlers of TCMU devices are in.
+ *
+ * @throws {EngineError} ENOENT: the module is not loaded, or this is not the
+ *   host's network namespace
+ */
+export function netlinkGroup(): number {
+  const out = new Uint32Array(1);
+  check(
+    lib.obd_netlink_group(new Uint8Array(out.buffer)),
+    "cannot find the kernel's TCM-USER",
+  );
+  return out[0] ?? 0;
+}
+
 function text(bytes: Uint8Array): string {
   const end = bytes.indexOf(0);
   return new TextDecoder().decode(
@@ -169,7 +184,7 @@ export function drainCommands(): ScsiCommand[] {
   }
 }
 
-/** Running totals of a ring; `depth` is now. */
+/** Running totals of a ring; `depth` and `broken` are now. */
 export interface RingStats {
   commands: bigint;
   asked: bigint;
@@ -177,6 +192,24 @@ export interface RingStats {
   refused: bigint;
   depth: bigint;
   depthMax: bigint;
+  /** what the kernel's side says that makes no sense; nothing is served then */
+  broken: string | undefined;
+}
+
+/** Why a ring has stopped, from the last members of its figures. */
+function brokenText(
+  [bad = 0n, at = 0n, value = 0n]: BigUint64Array,
+): string | undefined {
+  switch (bad) {
+    case 0n:
+      return undefined;
+    case 1n:
+      return `its head is at ${value}, where no entry can begin`;
+    default:
+      return `the entry at ${at} begins with 0x${
+        value.toString(16)
+      }, a length that it cannot have`;
+  }
 }
 
 /** The command ring of one device, being served. */
@@ -185,6 +218,9 @@ export interface Ring {
   setWriteCache(on: boolean): void;
   /** The next command says what has changed: `0x2a09` is the capacity. */
   attention(ascAscq: number): void;
+  /**
+   * Also takes up what there was no memory for: to be called now and then.
+   */
   stats(): RingStats;
   /** What the initiator sent with a command, at most `bytes` of it. */
   data(tag: number, bytes: number): Uint8Array<ArrayBuffer>;
@@ -248,7 +284,7 @@ export function newRing(
       check(lib.obd_ring_attention(open(), ascAscq), "cannot tell");
     },
     stats() {
-      const raw = new BigUint64Array(6);
+      const raw = new BigUint64Array(9);
       check(
         lib.obd_ring_stat(open(), new Uint8Array(raw.buffer)),
         "cannot count",
@@ -261,6 +297,7 @@ export function newRing(
         refused: refused ?? 0n,
         depth: depth ?? 0n,
         depthMax: depthMax ?? 0n,
+        broken: brokenText(raw.subarray(6)),
       };
     },
     data(tag, bytes) {

@@ -226,6 +226,16 @@ static void without_a_socket_there_is_nothing_to_say(void)
 	CHECK(stats.events == 0 && stats.malformed == 0 && stats.lost == 0);
 }
 
+static void the_group_is_found_where_the_module_is(void)
+{
+	uint32_t group = 0;
+	int err = obd_netlink_group(&group);
+
+	CHECK(err ? err == -ENOENT && !group : group > 0);
+	/* Nobody listens because of that. */
+	CHECK_EQ(obd_netlink_reply(OBD_TCMU_ADDED, 1, 0), -ENOTCONN);
+}
+
 int main(void)
 {
 	RUN(an_added_device_has_a_name_a_minor_and_an_id);
@@ -235,5 +245,6 @@ int main(void)
 	RUN(lengths_that_do_not_fit_are_not_believed);
 	RUN(the_family_and_its_group_are_found_by_name);
 	RUN(without_a_socket_there_is_nothing_to_say);
+	RUN(the_group_is_found_where_the_module_is);
 	return check_done();
 }

@@ -40,6 +40,15 @@ void *__wrap_mmap(void *at, size_t n, int prot, int flags, int fd, off_t off)
 	return __real_mmap(at, n, prot, flags, fd, off);
 }
 
+static _Atomic bool no_memory;
+
+void *__real_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size)
+{
+	return no_memory ? NULL : __real_calloc(n, size);
+}
+
 static void put16(uint32_t at, uint16_t v)
 {
 	memcpy(k.map + at, &v, 2);
@@ -547,6 +556,34 @@ static uint32_t drained(struct obd_scsi_command *out, uint32_t want)
 	return n;
 }
 
+/* Those that run may run for ever: no answer of theirs, and no kick. */
+static void what_there_was_no_memory_for_is_tried_again(void)
+{
+	static const uint8_t asked[6];
+	struct obd_scsi_command got[20];
+	struct obd_ring_stats stats;
+	uint16_t i;
+
+	kernel_new(OOOC, disk(false), 0);
+	kernel_start(0);
+	no_memory = true;
+	for (i = 1; i <= 18; i++)
+		put_command((struct sent){ i, asked, 6, NULL, 0, 0 });
+	kick();
+	CHECK_EQ(drained(got, 16), 16);
+	CHECK_EQ(obd_ring_stat(k.ring, &stats), 0);
+	CHECK_EQ(stats.commands, 16);
+	CHECK_EQ(obd_scsi_drain(got + 16, 4), 0);
+	no_memory = false;
+	CHECK_EQ(obd_ring_stat(k.ring, &stats), 0);
+	CHECK_EQ(drained(got + 16, 2), 2);
+	for (i = 0; i < 18; i++)
+		CHECK_EQ(obd_ring_complete(k.ring, got[i].tag, SAM_GOOD, NULL,
+					   NULL, 0), 0);
+	all_answered();
+	kernel_end();
+}
+
 static void answers_come_out_of_order(uint32_t flags)
 {
 	static const uint8_t inquiry[6] = { 0x12, 0, 0, 0, 36, 0 };
@@ -644,6 +681,31 @@ static void what_is_left_at_the_end_is_busy(void)
 	kernel_end();
 }
 
+/* Waits until the ring says so. */
+static void broken_by(uint64_t bad, uint64_t at, uint64_t value)
+{
+	struct obd_ring_stats stats;
+	int i;
+
+	for (i = 0; i < 500; i++) {
+		CHECK_EQ(obd_ring_stat(k.ring, &stats), 0);
+		if (stats.bad)
+			break;
+		usleep(10000);
+	}
+	CHECK_EQ(stats.bad, bad);
+	CHECK_EQ(stats.bad_at, at);
+	CHECK_EQ(stats.bad_value, value);
+}
+
+static void broken_end(void)
+{
+	obd_device_unref(k.dev);
+	munmap(k.map, MAP_BYTES);
+	close(k.memory);
+	close(k.fd);
+}
+
 /* The kernel's head in the middle of an entry: without this the worker
  * would go round the ring for ever.  In order, so that one answer waits for
  * another that never comes. */
@@ -659,12 +721,30 @@ static void a_ring_that_makes_no_sense_ends(void)
 	k.head -= 32;
 	move_head(0);
 	kick();
+	broken_by(OBD_RING_BAD_ENTRY, 2 * 112, 64);
 	CHECK_EQ(obd_ring_close(k.ring, 100), 0);
 	CHECK(get32(64) <= 2 * 112 + 16);
-	obd_device_unref(k.dev);
-	munmap(k.map, MAP_BYTES);
-	close(k.memory);
-	close(k.fd);
+	broken_end();
+}
+
+static void what_makes_no_sense_is_told(void)
+{
+	kernel_new(OOOC, disk(false), 0);
+	kernel_start(0);
+	put32(12, AREA_BYTES + 8);
+	kick();
+	broken_by(OBD_RING_BAD_HEAD, 0, AREA_BYTES + 8);
+	CHECK_EQ(obd_ring_close(k.ring, 100), 0);
+	broken_end();
+
+	kernel_new(OOOC, disk(false), 0);
+	kernel_start(0);
+	put32(AREA_AT, 40 | 1); /* too short for a command */
+	move_head(40);
+	kick();
+	broken_by(OBD_RING_BAD_ENTRY, 0, 40 | 1);
+	CHECK_EQ(obd_ring_close(k.ring, 100), 0);
+	broken_end();
 }
 
 static void a_mailbox_that_makes_no_sense_is_refused(void)
@@ -707,11 +787,13 @@ int main(void)
 	RUN(the_ring_wraps_at_any_place);
 	RUN(iovecs_outside_the_data_are_an_error_and_not_a_crash);
 	RUN(many_iovecs_and_commands_at_once);
+	RUN(what_there_was_no_memory_for_is_tried_again);
 	RUN(answers_may_come_out_of_order);
 	RUN(an_old_kernel_gets_them_in_order);
 	RUN(the_next_command_tells_that_the_disk_has_grown);
 	RUN(what_is_left_at_the_end_is_busy);
 	RUN(a_ring_that_makes_no_sense_ends);
+	RUN(what_makes_no_sense_is_told);
 	RUN(a_mailbox_that_makes_no_sense_is_refused);
 	return check_done();
 }

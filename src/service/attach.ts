@@ -14,6 +14,7 @@ import {
   type Host,
   RefusedError,
 } from "../device/tcmu/configfs.ts";
+import { isHandled } from "../device/tcmu/handler.ts";
 import {
   type FoundDevice,
   isClaimed,
@@ -23,6 +24,7 @@ import {
 import { coreDevice } from "../device/tcmu/kernel.ts";
 import { readImageConfig } from "../image/config.ts";
 import { directoryOf, fileInfo, fullPath } from "../layer/files.ts";
+import { isHostLocked } from "./tcmu_lock.ts";
 
 /** Something may be said about this after so long. */
 const SLOW_MS = 5000;
@@ -111,9 +113,23 @@ function parseImage(text: string): { path: string; devId: string } {
     : { path: fullPath(text.slice(0, cut)), devId: text.slice(cut + 1) };
 }
 
+/** A daemon that starts has its lock before it hears of devices. */
+const START_MS = 1000;
+
+/** @throws {AttachError} nobody would serve a device: the kernel might wait */
+async function needHandler(
+  { paths, sleep }: Pick<Host, "paths" | "sleep">,
+): Promise<void> {
+  if (await isHandled(paths) !== false) return;
+  if (isHostLocked(paths)) await sleep(START_MS);
+  if (await isHandled(paths) !== false) return;
+  throw new AttachError("overlaybd-tcmu does not run");
+}
+
 /** @throws {AttachError} this machine lacks what attaching needs */
-async function needTarget({ paths, tree }: Host): Promise<void> {
-  if ((await tree.list(`${paths.configfs}/target/core`)).length > 0) return;
+async function needTarget(host: Host): Promise<void> {
+  const core = `${host.paths.configfs}/target/core`;
+  if ((await host.tree.list(core)).length > 0) return await needHandler(host);
   throw new AttachError(
     "the kernel's target is not there: `overlaybd doctor` says what to do",
   );

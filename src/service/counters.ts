@@ -46,6 +46,7 @@ export interface Counters {
   readonly evictions: number;
   readonly evictedBytes: number;
   readonly snapshotPauses: Histogram;
+  readonly brokenRings: number;
 }
 
 /** The same for those who count. */
@@ -56,6 +57,8 @@ export interface CountersOfService extends Counters {
   evicted(bytes: number): void;
   /** how long writes had to wait for a snapshot */
   paused(seconds: number): void;
+  /** a TCMU ring made no sense */
+  ringBroken(): void;
 }
 
 /** Statuses that are told apart; others by their first digit, as `4xx`. */
@@ -80,6 +83,7 @@ export function createCounters(): CountersOfService {
   const fetches = new Map([["206", 0], ["failed", 0]]);
   const snapshotPauses = createHistogram(PAUSES);
   let retries = 0;
+  let brokenRings = 0;
   let evictions = 0;
   let evictedBytes = 0;
   return {
@@ -87,6 +91,9 @@ export function createCounters(): CountersOfService {
     snapshotPauses,
     get retries() {
       return retries;
+    },
+    get brokenRings() {
+      return brokenRings;
     },
     get evictions() {
       return evictions;
@@ -106,5 +113,8 @@ export function createCounters(): CountersOfService {
       evictedBytes += bytes;
     },
     paused: (seconds) => snapshotPauses.record(seconds),
+    ringBroken() {
+      brokenRings++;
+    },
   };
 }

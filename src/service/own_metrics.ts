@@ -221,6 +221,11 @@ export function ownMetrics(options: Measured): Metric[] {
     readSeconds(devices),
     ...remoteMetrics(options),
     ...ringMetrics([...options.rings?.() ?? []]),
+    counter(
+      "overlaybd_broken_rings_total",
+      "Rings of TCMU devices that made no sense, and were begun anew.",
+      options.counters.brokenRings,
+    ),
     {
       name: "overlaybd_snapshot_pause_seconds",
       type: "histogram",

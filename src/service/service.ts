@@ -30,7 +30,7 @@ import {
   parseServiceConfig,
   type ServiceConfig,
 } from "./config.ts";
-import { type Counters, createCounters } from "./counters.ts";
+import { type CountersOfService, createCounters } from "./counters.ts";
 import { pickEngine } from "./engine.ts";
 import type { Logger, ServiceLog } from "./log.ts";
 import { createMeter, type Meters } from "./metrics.ts";
@@ -79,7 +79,7 @@ export interface Service {
   readonly log: ServiceLog;
   readonly audit: Audit;
   readonly meters: Meters;
-  readonly counters: Counters;
+  readonly counters: CountersOfService;
   /** where remote layers come from */
   readonly sources: SourceSet;
   /**

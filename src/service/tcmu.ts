@@ -215,6 +215,7 @@ async function runDaemon(
       return keep(rings, args[1], ring);
     },
     route: router.route,
+    ringBroken: service.counters.ringBroken,
   }, replyEvent);
   const scsi = scsiDevices(kernel);
   const http = await startHttp(service, {

@@ -34,6 +34,19 @@ export interface HostLock extends Disposable {
   readonly inherited: boolean;
 }
 
+function lockPath(sys: string): string {
+  return `${sys}/module/target_core_user`;
+}
+
+/** False also where the daemon is in a pid namespace that is not seen. */
+export function isHostLocked({ sys }: Pick<KernelPaths, "sys">): boolean {
+  try {
+    return lockHolder(lockPath(sys)) !== undefined;
+  } catch {
+    return false;
+  }
+}
+
 /**
  * Keeps a second daemon from taking the devices of the first.  The lock is on
  * the module's directory, which all containers of a host share.
@@ -41,7 +54,7 @@ export interface HostLock extends Disposable {
  * @throws {TcmuError} there is one, or no module
  */
 export function lockHost({ sys }: Pick<KernelPaths, "sys">): HostLock {
-  const path = `${sys}/module/target_core_user`;
+  const path = lockPath(sys);
   let fd: number;
   try {
     fd = openFd(path, O.RDONLY);

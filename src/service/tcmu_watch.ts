@@ -68,7 +68,10 @@ export function watchLost(
   });
 }
 
-/** Ends what waits on disks that are taken away; says what has failed. */
+/**
+ * Ends what waits on disks that are taken away, has broken rings begun anew,
+ * and says what has failed.
+ */
 export function watchDisks(
   devices: TcmuDevices,
   scsi: ScsiDevices,
@@ -88,6 +91,7 @@ export function watchDisks(
           `${DISKS_MS / 1000} s, ${errors} since it was opened`,
       );
     }
+    devices.mend();
     lookForGoing(disks);
   });
 }

@@ -30,6 +30,8 @@ interface Shown {
   writeCache: boolean;
   attention: number[];
   size: bigint;
+  /** why its ring makes no sense */
+  broken: string | undefined;
   /** Sends a command as the ring does; what it was answered. */
   send(...cdb: number[]): Promise<Answer>;
 }
@@ -44,6 +46,7 @@ function createWorld() {
   const shown: Shown[] = [];
   const replies: string[] = [];
   const lines: string[] = [];
+  const counts = { broken: 0 };
   const line = (text: string) => void lines.push(text);
   const routes = new Map<number, (command: ScsiCommand) => void>();
   /** by path: what opening an image waits for; "close": what rings do */
@@ -71,6 +74,7 @@ function createWorld() {
       writeCache: true,
       attention: [],
       size: BigInt(SIZE),
+      broken: undefined,
       send: () => Promise.reject(new Error("no ring")),
     };
     shown.push(one);
@@ -127,6 +131,7 @@ function createWorld() {
         refused: 0n,
         depth: 0n,
         depthMax: 0n,
+        broken: one.broken,
       }),
       data() {
         throw new Error("no data");
@@ -152,6 +157,7 @@ function createWorld() {
     log: { debug: line, info: line, warn: line, error: line },
     openImage,
     openRing,
+    ringBroken: () => void counts.broken++,
     route(id, answer) {
       routes.set(id, answer);
       return { [Symbol.dispose]: () => routes.delete(id) };
@@ -175,6 +181,7 @@ function createWorld() {
     shown,
     replies,
     lines,
+    counts,
     gates,
     /** The kernel has this device. */
     has(minor: number, config: string, { index }: { index?: number } = {}) {
@@ -554,4 +561,73 @@ Deno.test("a command that cannot be answered is refused, and said once", async (
   equal([status, code], [2, "4/44"]);
   ok(world.lines.includes("cannot answer command 21: no data"));
   match(world.lines.join("\n"), /dev opened/);
+});
+
+Deno.test("a ring that makes no sense is told, reset, and served anew", async () => {
+  using world = createWorld();
+  const config = "overlaybd//x";
+  world.has(1, config);
+  world.has(2, "overlaybd//y");
+  world.add(1, config);
+  await world.answered(1);
+  world.add(2, "overlaybd//y");
+  await world.answered(1);
+  world.devices.mend();
+  equal([world.shown.length, world.counts.broken], [2, 0]);
+  const image = one(world.shown);
+  const gate = Promise.withResolvers<void>();
+  world.gates.set("close", gate.promise);
+  image.broken = "its head is at 3";
+  world.devices.mend();
+  // Not twice, and not reset while commands use its memory.
+  world.devices.mend();
+  await world.until(() => world.action(1, "block_dev") === "1");
+  equal(world.action(1, "reset_ring"), "");
+  gate.resolve();
+  await world.until(() => world.action(1, "block_dev") === "0");
+  equal([image.ringClosed, image.closed], [true, true]);
+  equal(world.action(1, "reset_ring"), "1");
+  equal([world.shown.length, world.shown[2]?.path], [3, "/x"]);
+  equal(world.counts.broken, 1);
+  const said = world.lines.filter((line) => /broken/.test(line));
+  equal(said, ["the ring of uio1, /x, is broken: its head is at 3"]);
+  // The other one has felt nothing, and the device is removed as any.
+  equal(world.action(2, "block_dev"), "");
+  world.remove(1, config);
+  equal(await world.answered(1), ["removed 101 0"]);
+  equal(world.shown[2]?.closed, true);
+});
+
+Deno.test("without reset_ring a broken ring ends its device, and it is said how", async () => {
+  using world = createWorld();
+  const config = "overlaybd//x";
+  // No configfs: this kernel has no actions.
+  world.add(1, config);
+  await world.answered(1);
+  one(world.shown).broken = "its head is at 3";
+  world.devices.mend();
+  await world.until(() => world.lines.some((it) => /cannot reset/.test(it)));
+  match(world.lines.at(-1) ?? "", /take the device away and make it again$/);
+  equal([world.shown.length, world.shown[0]?.closed], [1, true]);
+  world.devices.mend();
+  world.remove(1, config);
+  equal(await world.answered(1), ["removed 101 0"]);
+});
+
+Deno.test("a device that is removed while its ring is reset is closed, then answered", async () => {
+  using world = createWorld();
+  const config = "overlaybd//x";
+  world.has(1, config);
+  world.add(1, config);
+  await world.answered(1);
+  const gate = Promise.withResolvers<void>();
+  world.gates.set("close", gate.promise);
+  one(world.shown).broken = "its head is at 3";
+  world.devices.mend();
+  await world.until(() => world.action(1, "block_dev") === "1");
+  world.remove(1, config);
+  gate.resolve();
+  equal(await world.answered(1), ["removed 101 0"]);
+  equal(world.shown.every(({ closed }) => closed), true);
+  equal(world.devices.list(), []);
 });

@@ -7,7 +7,7 @@ import { scsiDevices } from "../../src/device/tcmu/scsi_devices.ts";
 import { tempDir } from "../lib/env.ts";
 
 function createDisk(serial: string) {
-  const stats = { commands: 0n, depth: 0n };
+  const stats = { commands: 0n, depth: 0n, broken: undefined };
   let ended = 0;
   const nothing = () => {};
   const disk: Disk = {

@@ -59,6 +59,8 @@ export interface Around {
     device: Device,
     options: { writeCache: boolean; id: number },
   ): Promise<Ring>;
+  /** A ring made no sense, and is begun anew: it is counted. */
+  ringBroken(): void;
   /** Calls `answer` for what comes from the ring with this id, until then. */
   route(id: number, answer: (command: ScsiCommand) => void): Disposable;
 }

@@ -40,6 +40,11 @@ export interface TcmuDevice {
   reconfigure(change: Change): Promise<void>;
   /** Ends waiting and opening: the device is going. */
   end(): void;
+  /**
+   * Its ring makes no sense: the kernel is to begin a new one, and to have
+   * what was on its way tried again.
+   */
+  restart(why: string): Promise<void>;
   /** The kernel takes it away. */
   remove(): Promise<void>;
   /** The daemon goes, the device stays; commands have `graceMs` to end. */
@@ -176,6 +181,30 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
     log.info(`dev closed ${argumentText}`);
   };
 
+  const adopt = async (): Promise<void> => {
+    log.info(`dev open ${argumentText}`);
+    let said = "";
+    for (let ms = RETRY_FIRST_MS; !ending.signal.aborted;) {
+      try {
+        await open();
+        const stays = !ending.signal.aborted;
+        if (claimed && stays) await action("block_dev", 0);
+        return;
+      } catch (error) {
+        if (error instanceof EndedError) return;
+        const why = reason(error);
+        if (why !== said) {
+          log.error(
+            `create image file failed, it will be tried again: ${why}`,
+          );
+        }
+        said = why;
+      }
+      await pause(ms, ending.signal);
+      ms = Math.min(2 * ms, RETRY_MAX_MS);
+    }
+  };
+
   return {
     uio,
     get disk() {
@@ -194,29 +223,7 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
       claimed = await action("block_dev", 1);
       if (claimed) await action("reset_ring", 1);
     },
-    async adopt() {
-      log.info(`dev open ${argumentText}`);
-      let said = "";
-      for (let ms = RETRY_FIRST_MS; !ending.signal.aborted;) {
-        try {
-          await open();
-          const stays = !ending.signal.aborted;
-          if (claimed && stays) await action("block_dev", 0);
-          return;
-        } catch (error) {
-          if (error instanceof EndedError) return;
-          const why = reason(error);
-          if (why !== said) {
-            log.error(
-              `create image file failed, it will be tried again: ${why}`,
-            );
-          }
-          said = why;
-        }
-        await pause(ms, ending.signal);
-        ms = Math.min(2 * ms, RETRY_MAX_MS);
-      }
-    },
+    adopt,
     async reconfigure(change) {
       if (disk === undefined) {
         throw new DeviceError(ERRNO.EBUSY, "the device is not open yet");
@@ -238,6 +245,23 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
             `a device's ${change.kind} cannot be changed while it is served`,
           );
       }
+    },
+    async restart(why) {
+      log.error(
+        `the ring of uio${uio.minor}, ${argumentText}, is broken: ${why}`,
+      );
+      // What runs uses the ring's memory until it ends: the reset is last.
+      const held = await action("block_dev", 1);
+      await closeDisk(0);
+      claimed = held && await action("reset_ring", 1);
+      if (claimed) {
+        adopt().catch((error) => log.error(reason(error)));
+        return;
+      }
+      log.error(
+        `${argumentText} is not served any more: this kernel cannot reset a ` +
+          "ring: take the device away and make it again",
+      );
     },
     end: () => ending.abort(),
     async remove() {

@@ -41,6 +41,8 @@ export interface TcmuDevices {
    * @param names also of known minors, which may be other devices' by now
    */
   compare(names?: boolean): Promise<void>;
+  /** Has rings that make no sense begun anew. */
+  mend(): void;
   /** every device of ours */
   list(): TcmuDevice[];
   /** Leaves every device to the next daemon. */
@@ -74,6 +76,8 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
   let strangers = new Map<number, string>();
   /** known ones that were not there at the last look */
   let missing = new Set<Entry>();
+  /** those whose ring is being begun anew */
+  const mending = new Set<Entry>();
   /** found without an event, and could not be served */
   const refused = new Set<string>();
 
@@ -248,6 +252,19 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
       );
       strangers = new Map(unknown.map((uio) => [uio.minor, uioName(uio)]));
       await Promise.all(lost.map(addLost));
+    },
+    mend() {
+      for (const entry of entries.values()) {
+        const why = entry.device.disk?.stats().broken;
+        if (why === undefined || closing || mending.has(entry)) continue;
+        mending.add(entry);
+        around.ringBroken();
+        entry.queue = entry.queue.then(async () => {
+          // It may have been removed while this waited.
+          if (entries.get(entry.device.uio.minor) !== entry) return;
+          await entry.device.restart(why);
+        }).finally(() => mending.delete(entry));
+      }
     },
     list: () => [...entries.values()].map(({ device }) => device),
     async close(graceMs) {

@@ -6,7 +6,7 @@
  * @module
  */
 import { closeDevice, endWaiting } from "../../../ffi/device.ts";
-import type { Ring, ScsiCommand } from "../../../ffi/tcmu.ts";
+import type { Ring, RingStats, ScsiCommand } from "../../../ffi/tcmu.ts";
 import type { Around, TcmuImage } from "./around.ts";
 import { DeviceError, ERRNO, reason } from "./error.ts";
 import { configuredSerial, derivedSerial, type UioDevice } from "./kernel.ts";
@@ -28,8 +28,8 @@ export interface Disk {
   setWriteCache(on: boolean): void;
   /** serial that the initiator was told */
   readonly serial: string;
-  /** commands that came, those that run now */
-  stats(): { commands: bigint; depth: bigint };
+  /** commands that came, those that run now, why none come any more */
+  stats(): Pick<RingStats, "commands" | "depth" | "broken">;
   /** Ends what waits for absent data: the initiator may try again. */
   endWaiting(): void;
   /** Goes on until the ring is empty, for at most `graceMs`; then ends. */
@@ -199,10 +199,7 @@ export async function serveDisk(
     get serial() {
       return disk.serial;
     },
-    stats() {
-      const { commands, depth } = ring.stats();
-      return { commands, depth };
-    },
+    stats: () => ring.stats(),
     endWaiting: () => endWaiting(device, ESHUTDOWN),
     async close(graceMs) {
       const end = performance.now() + graceMs;

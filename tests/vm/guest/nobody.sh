@@ -43,3 +43,16 @@ unserved() {
 	nothing_left
 }
 check "detach of a device that nobody serves is refused, it would hang" unserved
+
+# The kernel would wait for the answer of the dead one: it is not asked.
+after_death() {
+	service_config
+	start_daemon
+	kill -9 "$(daemon_pid)"
+	until_ok 20 gone "$(daemon_pid)"
+	refuses "cannot attach $CONFIG: overlaybd-tcmu does not run" \
+		overlaybd attach "$CONFIG"
+	nothing_left
+}
+check "after a daemon's death attach says so at once, and does not hang" \
+	after_death
