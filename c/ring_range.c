@@ -101,8 +101,6 @@ static void run_task(struct obd_task *task)
 
 void ring_offload(struct obd_ring *ring, struct command *cmd)
 {
-	int err;
-
 	if (cmd->cdb.anchor ||
 	    (cmd->cdb.kind == SCSI_WRITE_SAME && !cmd->cdb.unmap &&
 	     !cmd->cdb.no_data && cmd->length < OBD_SECTOR) ||
@@ -111,7 +109,6 @@ void ring_offload(struct obd_ring *ring, struct command *cmd)
 		return;
 	}
 	cmd->task.fn = run_task;
-	err = obd_plane_offload(&cmd->task);
-	if (err)
-		ring_finish_with(ring, cmd, err);
+	if (obd_plane_offload(&cmd->task)) /* no thread for it: later */
+		ring_finish_with(ring, cmd, -ENOMEM);
 }

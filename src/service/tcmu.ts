@@ -186,7 +186,7 @@ async function serveDevices(
     await setModule(kernel, "block_netlink", false);
   };
   using _lost = watchLost(devices, letGo, log);
-  using _disks = watchDisks(devices, scsi, log);
+  using _disks = watchDisks(devices, scsi, kernel, log);
   devices.adopt();
   manager.ready();
   await ended(signal);

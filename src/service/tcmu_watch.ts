@@ -9,7 +9,9 @@ import { netlinkStats } from "../../ffi/tcmu.ts";
 import type { TcmuDevices } from "../device/tcmu/devices.ts";
 import type { Disk } from "../device/tcmu/disk.ts";
 import { reason } from "../device/tcmu/error.ts";
+import { watchExports } from "../device/tcmu/exports.ts";
 import { watchGoing } from "../device/tcmu/going.ts";
+import type { KernelPaths } from "../device/tcmu/kernel.ts";
 import type { ScsiDevices } from "../device/tcmu/scsi_devices.ts";
 import type { Logger } from "./log.ts";
 
@@ -75,9 +77,10 @@ export function watchLost(
 export function watchDisks(
   devices: TcmuDevices,
   scsi: ScsiDevices,
+  kernel: KernelPaths,
   log: Logger,
 ): Disposable {
-  const lookForGoing = watchGoing(scsi);
+  const lookForGoing = watchGoing(scsi, watchExports(kernel));
   const failed = new WeakMap<Disk, number>();
   return every(DISKS_MS, log, () => {
     const disks = devices.list().flatMap(({ disk }) => disk ?? []);
@@ -92,6 +95,6 @@ export function watchDisks(
       );
     }
     devices.mend();
-    lookForGoing(disks);
+    return lookForGoing(disks);
   });
 }

@@ -512,12 +512,12 @@ Deno.test("a device that is removed while it is left is closed, then answered", 
 
 Deno.test("a device whose event was lost is served and answered at the second look", async () => {
   using world = createWorld();
-  world.has(1, "overlaybd//a", { index: 41 });
+  world.has(1, "overlaybd//a", { index: 101 });
   world.has(2, "file//b", { index: 42 });
   await world.devices.compare();
   equal(world.replies, []);
   await world.devices.compare();
-  equal(await world.answered(1), ["added 41 0"]);
+  equal(await world.answered(1), ["added 101 0"]);
   // Its event comes after all.
   world.add(1, "overlaybd//a");
   equal(await world.answered(1), ["added 101 0"]);
@@ -528,7 +528,7 @@ Deno.test("a device whose event was lost is served and answered at the second lo
   await world.devices.compare();
   equal(world.devices.list().length, 1);
   await world.devices.compare();
-  equal(await world.answered(1), ["removed 41 0"]);
+  equal(await world.answered(1), ["removed 101 0"]);
   equal(one(world.shown).closed, true);
 });
 
@@ -630,4 +630,37 @@ Deno.test("a device that is removed while its ring is reset is closed, then answ
   equal(await world.answered(1), ["removed 101 0"]);
   equal(world.shown.every(({ closed }) => closed), true);
   equal(world.devices.list(), []);
+});
+
+Deno.test("a device that was made again, with its removal unheard, is another one", async () => {
+  using world = createWorld();
+  const config = "overlaybd//x";
+  world.has(1, config);
+  world.add(1, config);
+  await world.answered(1);
+  // The same event once more is the same device.
+  world.add(1, config);
+  equal(await world.answered(1), ["added 101 0"]);
+  equal(world.shown.length, 1);
+  world.devices.handle({
+    command: "added",
+    minor: 1,
+    deviceId: 7,
+    wantsReply: true,
+    name: `tcm-user/1/vol1/${config}`,
+  });
+  equal(await world.answered(2), ["removed 101 0", "added 7 0"]);
+  equal(world.shown.map(({ closed }) => closed), [true, false]);
+});
+
+Deno.test("one that was found without its event is the same when that comes late", async () => {
+  using world = createWorld();
+  const config = "overlaybd//x";
+  world.has(1, config);
+  await world.devices.compare();
+  await world.devices.compare();
+  await world.until(() => world.shown.length === 1);
+  world.add(1, config);
+  equal(await world.answered(1), ["added 101 0"]);
+  equal(world.shown.map(({ closed }) => closed), [false]);
 });

@@ -125,6 +125,11 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
     });
   };
 
+  /** Not so when it was removed, unheard, and made again: a new number. */
+  const isSame = ({ device, index }: Entry, event: TcmuEvent): boolean =>
+    uioName(device.uio) === event.name &&
+    (index === undefined || index === event.deviceId);
+
   const forget = (entry: Entry) => {
     const { minor } = entry.device.uio;
     if (entries.get(minor) === entry) entries.delete(minor);
@@ -133,12 +138,16 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
   const added = (event: TcmuEvent, name: TcmuName) => {
     const known = entries.get(event.minor);
     if (closing) return answer(event, ERRNO.EAGAIN);
-    if (known !== undefined && uioName(known.device.uio) === event.name) {
+    if (known !== undefined && isSame(known, event)) {
       // Found before its event came: one answer is enough for both.
+      known.index = event.deviceId;
       return enqueue(known, event, () => Promise.resolve());
     }
     if (known !== undefined) removeLost(known);
-    const entry = enter({ ...name, minor: event.minor }, event.deviceId);
+    const entry = enter(
+      { ...name, minor: event.minor },
+      event.wantsReply ? event.deviceId : undefined,
+    );
     enqueue(entry, event, async (device) => {
       try {
         await device.add();
@@ -243,6 +252,8 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
       });
       for (const entry of gone) if (missing.has(entry)) removeLost(entry);
       missing = new Set(gone);
+      const kept = new Set(named.values());
+      for (const name of refused) if (!kept.has(name)) refused.delete(name);
       const unknown = uios.filter((uio) =>
         parseDeviceConfig(uio.config) !== undefined &&
         !entries.has(uio.minor) && !refused.has(uioName(uio))

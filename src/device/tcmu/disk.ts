@@ -200,7 +200,10 @@ export async function serveDisk(
       return disk.serial;
     },
     stats: () => ring.stats(),
-    endWaiting: () => endWaiting(device, ESHUTDOWN),
+    endWaiting() {
+      // Whoever asks may have waited; what is closed has ended it.
+      if (!closing) endWaiting(device, ESHUTDOWN);
+    },
     async close(graceMs) {
       const end = performance.now() + graceMs;
       while (ring.stats().depth > 0n && performance.now() < end) {
