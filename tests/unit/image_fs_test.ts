@@ -153,6 +153,10 @@ const EXT4: Readonly<Record<string, string[]>> = {
   "ext2, blocks by number": ["-t", "ext2", "-b", "1024"],
   "ext3": ["-t", "ext3"],
 };
+const COMPRESSED: Readonly<Record<string, string[]>> = {
+  "erofs, compressed": ["-zlz4hc", "-C65536", "-Eztailpacking"],
+  "erofs, compressed, legacy": ["-zlz4hc", "-Elegacy-compress"],
+};
 const EROFS: Readonly<Record<string, string[]>> = {
   "erofs": [],
   "erofs without inline tails": ["-Enoinline_data"],
@@ -198,44 +202,173 @@ for (const [family, kinds] of Object.entries({ ext4: EXT4, erofs: EROFS })) {
   });
 }
 
+/** Files that compress well, not at all, in parts; ends of every kind. */
+function makeTexts(root: string): string[] {
+  makeTree(root);
+  const text = (n: number) =>
+    new TextEncoder().encode(
+      Array.from({ length: n }, (_, i) => `line ${i * i % 997}\n`).join(""),
+    );
+  const mixed = new Uint8Array(900_000);
+  for (let i = 0; i * 30_000 < mixed.length; i++) {
+    const part = i % 3 === 0 ? bytesOf(i, 30_000) : text(30_000);
+    mixed.set(part.subarray(0, 30_000), i * 30_000);
+  }
+  const made: Record<string, Uint8Array> = {
+    text: text(100_000),
+    short: text(1000),
+    mixed,
+    zeros: new Uint8Array(5_000_000),
+    ...Object.fromEntries(
+      Array.from({ length: 12 }, (_, i) => [`n${i}`, text(300 + i * 1777)]),
+    ),
+  };
+  for (const [name, bytes] of Object.entries(made)) {
+    Deno.writeFileSync(`${root}/${name}`, bytes);
+  }
+  return Object.keys(made);
+}
+
+/** Neighbours on the disk as one, in the order of the file. */
+function joined(parts: readonly (readonly [number, number])[]) {
+  const runs: [number, number][] = [];
+  for (const [at, end] of parts) {
+    const last = runs.at(-1);
+    if (last?.[1] === at) last[1] = end;
+    else runs.push([at, end]);
+  }
+  return runs;
+}
+
+/** Where dump.erofs says that a file lies. */
+async function dumped(image: string, nid: number) {
+  const dump = await mustRun("dump.erofs", ["-e", `--nid=${nid}`, image]);
+  // "   0:        0..    4096 |    4096 :     8192..   12288 |  4096"
+  const parts = [...dump.matchAll(/\|\s*\d+ :\s*(\d+)\.\.\s*(\d+) \|/g)]
+    .map(([, from, to]) => [Number(from), Number(to)] as const);
+  ok(parts.length > 0, dump);
+  return joined(parts);
+}
+
+const placed = async (node: FsNode | undefined) =>
+  (await node?.runs() ?? []).map(({ at, length }) => [at, at + length]);
+
 Deno.test({
-  name: `the blocks of a compressed EROFS file are found${needsErofs}`,
+  name: `the clusters of a compressed EROFS file are found${needsErofs}`,
   ignore: !haveErofs,
-  async fn() {
+  async fn(t) {
     using dir = tempDir();
     const root = dir.file("root");
-    makeTree(root);
-    Deno.writeTextFileSync(`${root}/text`, "some text. ".repeat(100_000));
-    Deno.writeTextFileSync(`${root}/short`, "some text. ".repeat(1000));
+    const files = makeTexts(root);
     for (
       const options of [
         ["-zlz4hc"],
         ["-zlz4hc", "-C65536"],
         ["-zlz4hc", "-Elegacy-compress"],
+        ["-zlz4hc", "-C65536", "-Elegacy-compress"],
+        ["-zlz4hc", "-Eztailpacking"],
+        ["-zlz4hc", "-C65536", "-Eztailpacking"],
+        ["-zlz4hc", "-Eztailpacking,legacy-compress"],
+        ["-zlz4hc", "-Eforce-inode-extended", "--max-extent-bytes=65536"],
       ]
     ) {
-      const image = dir.file(`disk${options.length}`);
-      const read = memoryDisk(await makeDisk("erofs", options, root, image));
-      const tree = createTree(await open(read), read);
-      for (const name of ["text", "short"]) {
+      await t.step(options.join(" "), async () => {
+        const image = dir.file("disk");
+        const read = memoryDisk(await makeDisk("erofs", options, root, image));
+        const tree = createTree(await open(read), read);
+        for (const name of files) {
+          const node = await tree.find(name);
+          deepEqual(
+            await placed(node),
+            await dumped(image, node?.id ?? -1),
+            name,
+          );
+        }
+        Deno.removeSync(image);
+      });
+    }
+  },
+});
+
+Deno.test({
+  name: `fragments of EROFS files lie in the packed inode${needsErofs}`,
+  ignore: !haveErofs,
+  async fn() {
+    using dir = tempDir();
+    const root = dir.file("root");
+    makeTexts(root);
+    const SUPERBLOCK = 1024;
+    const FRAGMENT_TAIL = 0x20;
+    for (const legacy of [false, true]) {
+      const disk = await makeDisk(
+        "erofs",
+        ["-zlz4hc", ...(legacy ? ["-Elegacy-compress"] : [])],
+        root,
+        dir.file("disk"),
+      );
+      const before = memoryDisk(disk.slice());
+      const tree = createTree(await open(before), before);
+      const find = async (name: string) => {
         const node = await tree.find(name);
         ok(node !== undefined);
-        const dump = await mustRun("dump.erofs", [
-          ...["-e", `--nid=${node.id}`, image],
-        ]);
-        // "   0:        0..    4096 |    4096 :     8192..   12288 |  4096"
-        const parts = [
-          ...dump.matchAll(/\|\s*\d+ :\s*(\d+)\.\.\s*(\d+) \|/g),
-        ].map(([, from, to]) => [Number(from), Number(to)] as const);
-        ok(parts.length > 0, dump);
-        const [run, ...more] = await node.runs();
-        equal(more.length, 0);
-        deepEqual(
-          [run?.at, (run?.at ?? 0) + (run?.length ?? 0)],
-          [parts[0]?.[0], parts.at(-1)?.[1]],
-          `${options} ${name}`,
-        );
+        return node;
+      };
+      const [packed, whole, part] = [
+        await find("mixed"),
+        await find("short"),
+        await find("text"),
+      ];
+      const v = new DataView(disk.buffer);
+      v.setUint32(
+        SUPERBLOCK + 80,
+        v.getUint32(SUPERBLOCK + 80, true) | 0x20,
+        true,
+      );
+      v.setBigUint64(SUPERBLOCK + 96, BigInt(packed.id), true);
+      const meta = v.getUint32(SUPERBLOCK + 40, true) * 4096;
+      /** The header of a file's index. */
+      const header = ({ id }: FsNode) => {
+        const at = meta + id * 32;
+        const wide = (v.getUint16(at, true) & 1) !== 0;
+        return at + (wide ? 64 : 32);
+      };
+      const OFFSET = 123_456;
+      v.setBigUint64(header(whole), 1n << 63n | BigInt(OFFSET), true);
+      v.setUint32(header(part), OFFSET, true);
+      v.setUint16(
+        header(part) + 4,
+        v.getUint16(header(part) + 4, true) | FRAGMENT_TAIL,
+        true,
+      );
+      const partRuns = await part.runs();
+      if (legacy) {
+        // There the address of the last head is the offset's high half.
+        const index = header(part) + 16;
+        for (let i = Math.ceil(part.size / 4096) - 1; i >= 0; i--) {
+          const begins = i * 4096 + v.getUint16(index + i * 8 + 2, true);
+          const inner = (v.getUint16(index + i * 8, true) & 3) === 2;
+          if (inner || begins >= part.size) continue;
+          v.setUint32(index + i * 8 + 4, 0, true);
+          break;
+        }
       }
+      const after = memoryDisk(disk);
+      const changed = createTree(await open(after), after);
+      const packedRuns = await packed.runs();
+      const inside = (at: number) =>
+        packedRuns.some((run) => at >= run.at && at < run.at + run.length);
+      const wholeRuns = await (await changed.find("short"))?.runs() ?? [];
+      ok(wholeRuns.length > 0);
+      ok(wholeRuns.every(({ at }) => inside(at)));
+      const bytes = wholeRuns.reduce((sum, { length }) => sum + length, 0);
+      ok(bytes < packedRuns.reduce((sum, run) => sum + run.length, 0) / 2);
+      const tailRuns = await (await changed.find("text"))?.runs() ?? [];
+      ok(inside(tailRuns.at(-1)?.at ?? -1));
+      equal(tailRuns[0]?.at, partRuns[0]?.at);
+      // Without a packed inode there is nothing to be had of them.
+      v.setBigUint64(SUPERBLOCK + 96, 0n, true);
+      const without = createTree(await open(after), after);
+      deepEqual(await (await without.find("short"))?.runs(), []);
     }
   },
 });
@@ -293,7 +426,14 @@ async function walkAll(bytes: Uint8Array): Promise<void> {
 }
 
 for (
-  const kind of ["ext2, blocks by number", "ext4", "erofs", "erofs in chunks"]
+  const kind of [
+    "ext2, blocks by number",
+    "ext4",
+    "erofs",
+    "erofs in chunks",
+    "erofs, compressed",
+    "erofs, compressed, legacy",
+  ]
 ) {
   const erofs = kind.startsWith("erofs");
   Deno.test({
@@ -307,10 +447,14 @@ for (
       Deno.mkdirSync(`${root}/usr/lib`, { recursive: true });
       for (let i = 0; i < 20; i++) {
         Deno.writeFileSync(`${root}/usr/lib/${i}`, bytesOf(i, 3000 * i));
+        Deno.writeTextFileSync(
+          `${root}/usr/lib/t${i}`,
+          "text ".repeat(999 * i),
+        );
       }
       Deno.writeFileSync(`${root}/usr/lib/block`, bytesOf(1, 4096));
       Deno.symlinkSync("usr/lib", `${root}/lib`);
-      const options = { ...EXT4, ...EROFS }[kind] ?? [];
+      const options = { ...EXT4, ...EROFS, ...COMPRESSED }[kind] ?? [];
       const image = dir.file("disk");
       if (erofs) await makeDisk(kind, options, root, image);
       else {

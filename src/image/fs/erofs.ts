@@ -6,6 +6,7 @@
  * @module
  */
 import { FormatError } from "../../format/error.ts";
+import { packedInode, readCompressedMap } from "./erofs_map.ts";
 import {
   type DirEntry,
   fields,
@@ -101,6 +102,7 @@ export async function openErofs(read: ReadDisk): Promise<FileSystem> {
   const blockSize = 1 << blockBits;
   const metaAt = v.getUint32(40, true) * blockSize;
   const root = v.getUint16(14, true);
+  const packed = packedInode(v);
 
   const parseInode = async (nid: number): Promise<[Inode, number]> => {
     const at = metaAt + nid * 32;
@@ -147,31 +149,49 @@ export async function openErofs(read: ReadDisk): Promise<FileSystem> {
     return runs;
   };
 
-  /**
-   * The blocks of a compressed file: mkfs.erofs writes them in a row, so that
-   * the first and their number are enough of a hint.
-   */
-  const compressed = async (inode: Inode): Promise<Run[]> => {
-    const { u, layout, tailAt, size } = inode;
-    const SHORT = 1;
-    const BIG_CLUSTERS = 2;
-    const SHORT_PACK = 16;
-    const head = Math.ceil(tailAt / 8) * 8;
-    const raw = fields(await read(head, 64));
-    let first: number;
-    if (layout === LAYOUT.compressed) first = raw.getUint32(16 + 4, true);
-    else {
-      // The first pack has 2 entries in 8 bytes, or 16 in 32: those begin at
-      // a multiple of 32.  Its last four are the block before the first.
-      const advice = raw.getUint16(4, true);
-      const short = (head + 8) % 32 === 0 && (advice & SHORT) !== 0 &&
-        size > (SHORT_PACK - 1) * blockSize;
-      const base = raw.getUint32(8 + (short ? 32 : 8) - 4, true);
-      first = base + ((advice & BIG_CLUSTERS) !== 0 ? 0 : 1);
+  /** What a file, or a part of one, is decoded from. */
+  const stored = async (
+    inode: Inode,
+    from = 0,
+    to = inode.size,
+    depth = 0,
+  ): Promise<Run[]> => {
+    const { layout, tailAt, size } = inode;
+    if (layout === LAYOUT.plain || layout === LAYOUT.inline) {
+      return flat(inode).flatMap((run) => {
+        const skip = Math.max(0, from - run.from);
+        const length = Math.min(run.length, to - run.from) - skip;
+        return length <= 0
+          ? []
+          : [{ from: run.from + skip, at: run.at + skip, length }];
+      });
     }
+    const full = layout === LAYOUT.compressed;
+    const map = await readCompressedMap(
+      read,
+      { tailAt, size, full },
+      blockBits,
+    );
+    const { extents, fragment } = map;
     const runs: Run[] = [];
-    push(runs, 0, first * blockSize, u * blockSize);
-    return runs;
+    for (const [i, { from: start, at, length }] of extents.entries()) {
+      const end = extents[i + 1]?.from ?? fragment?.from ?? size;
+      if (start >= to || end <= from) continue;
+      const last = runs.at(-1);
+      // Neighbours on the disk are one, wherever they are in the file.
+      if (last !== undefined && last.at + last.length === at) {
+        last.length += length;
+      } else runs.push({ from: start, at, length });
+    }
+    const start = Math.max(from, fragment?.from ?? to);
+    // The packed inode has no fragments of its own.
+    if (fragment === undefined || packed === undefined || depth > 0) {
+      return runs;
+    }
+    if (start >= to) return runs;
+    const [inPacked] = await parseInode(packed);
+    const at = fragment.offset + start - fragment.from;
+    return [...runs, ...await stored(inPacked, at, at + to - start, 1)];
   };
 
   const node = async (nid: number): Promise<FsNode> => {
@@ -185,7 +205,8 @@ export async function openErofs(read: ReadDisk): Promise<FileSystem> {
           return await chunked(inode);
         case LAYOUT.compressed:
         case LAYOUT.compact:
-          return await compressed(inode);
+          if (kindOf(mode) === "file") return await stored(inode);
+          throw new FormatError(`erofs: inode ${nid} is compressed`);
         default:
           throw new FormatError(`erofs: layout ${inode.layout} of ${nid}`);
       }

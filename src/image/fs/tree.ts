@@ -30,7 +30,10 @@ export interface FsNode {
   kind: "file" | "directory" | "link" | "other";
   /** bytes */
   size: number;
-  /** Where its content lies, holes left out, in order. */
+  /**
+   * Where its content lies, holes left out, in order; of a compressed file
+   * what that is decoded from.
+   */
   runs(): Promise<Run[]>;
 }
 
