@@ -6,9 +6,10 @@
  */
 import { type ApiTarget, askApi } from "../service/api/client.ts";
 import { loadServiceConfig } from "../service/config.ts";
-import { CTL_ACTIONS, type CtlAction } from "./ctl_actions.ts";
+import { CTL_ACTIONS, type CtlAction, type Words } from "./ctl_actions.ts";
 import { EXIT, UsageError } from "./exit.ts";
-import { object, RUN } from "./ctl_run.ts";
+import { RUN } from "./ctl_run.ts";
+import { object } from "./ctl_show.ts";
 import { printJson } from "./print.ts";
 import type { Args } from "./table.ts";
 
@@ -43,12 +44,12 @@ function isAction(name: string): name is CtlAction {
 
 /** @throws {UsageError} it has too few words, or too many */
 function checkWords(action: CtlAction, words: readonly string[]): void {
-  const { needs, takes } = CTL_ACTIONS[action];
+  const { needs, takes, many = false }: Words = CTL_ACTIONS[action];
   const [missing] = needs.slice(words.length);
   if (missing !== undefined) {
     throw new UsageError(EXIT.required, `${missing} is required`);
   }
-  const extra = words.slice(needs.length + takes.length);
+  const extra = many ? [] : words.slice(needs.length + takes.length);
   if (extra.length === 0) return;
   throw new UsageError(
     EXIT.unexpected,

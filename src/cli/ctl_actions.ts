@@ -6,9 +6,11 @@
  */
 
 /** Words behind an action. */
-interface Words {
+export interface Words {
   needs: readonly string[];
   takes: readonly string[];
+  /** any number of the last one */
+  many?: boolean;
 }
 
 const NONE: Words = { needs: [], takes: [] };
@@ -22,7 +24,14 @@ export const CTL_ACTIONS = {
   resize: { needs: ["DEVICE", "SIZE"], takes: [] },
   snapshot: { needs: ["DEVICE", "NEW_CONFIG"], takes: [] },
   images: NONE,
-  cache: { needs: [], takes: ["verify|prune", "BYTES"] },
+  cache: {
+    needs: [],
+    takes: ["ls|pins|pin|unpin|verify|prune", "BYTES|BLOB..."],
+    many: true,
+  },
+  pull: { needs: ["CONFIG"], takes: [] },
+  pulls: NONE,
+  cancel: { needs: ["PULL"], takes: [] },
   downloads: NONE,
   prefetches: NONE,
   config: { needs: [], takes: ["reload"] },

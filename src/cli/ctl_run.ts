@@ -7,52 +7,21 @@
 import { fullPath } from "../layer/files.ts";
 import { parseServed } from "../service/served.ts";
 import type { CtlAction } from "./ctl_actions.ts";
+import { askCache, PULLS } from "./ctl_cache.ts";
+import {
+  type Ask,
+  type Json,
+  line,
+  list,
+  parseBytes,
+  type Result,
+  shown,
+  text,
+  type Work,
+} from "./ctl_show.ts";
 import { EXIT, UsageError } from "./exit.ts";
-import { printTable, stdoutPrinter } from "./print.ts";
+import { printTable } from "./print.ts";
 import { formatBytes } from "./progress.ts";
-import type { Args } from "./table.ts";
-
-type Json = Readonly<Record<string, unknown>>;
-
-/** Sends a request; members of what comes back may be anything. */
-type Ask = (method: string, path: string, body?: unknown) => Promise<Json>;
-
-/** What an action has to work with. */
-export interface Work {
-  ask: Ask;
-  args: Args<"ctl">;
-  /** the words behind the action, as many as it wants */
-  words: readonly string[];
-}
-
-/** What an action gives: a value for --json, and how people see it. */
-export interface Result {
-  value: unknown;
-  show(): void;
-}
-
-/** A value's members; none where it has none. */
-export function object(value: unknown): Json {
-  return typeof value === "object" && value !== null ? { ...value } : {};
-}
-
-function list(value: unknown): Json[] {
-  return Array.isArray(value) ? value.map(object) : [];
-}
-
-function text(value: unknown): string {
-  return value === null || value === undefined || value === ""
-    ? "-"
-    : String(value);
-}
-
-function line(words: string): () => void {
-  return () => {
-    const out = stdoutPrinter();
-    out.line(words);
-    out.flush();
-  };
-}
 
 function showDevices(devices: readonly Json[]): void {
   printTable(
@@ -67,25 +36,6 @@ function showDevices(devices: readonly Json[]): void {
       text(device["address"]),
     ]),
   );
-}
-
-/** Members as `a.b = value`, a line each. */
-function showMembers(value: Json): void {
-  const out = stdoutPrinter();
-  const visit = (members: Json, prefix: string) => {
-    for (const [name, member] of Object.entries(members)) {
-      const isGroup = typeof member === "object" && member !== null &&
-        !Array.isArray(member);
-      if (isGroup) visit(object(member), `${prefix}${name}.`);
-      else out.line(`${prefix}${name} = ${JSON.stringify(member)}`);
-    }
-  };
-  visit(value, "");
-  out.flush();
-}
-
-function shown(value: Json): Result {
-  return { value, show: () => showMembers(value) };
 }
 
 /** The device of that name, dev_id, configuration or id. */
@@ -103,18 +53,6 @@ async function find(ask: Ask, name: string): Promise<Json> {
 async function pathOf(ask: Ask, name: string | undefined): Promise<string> {
   const device = await find(ask, name ?? "");
   return `/v1/devices/${String(device["id"])}`;
-}
-
-/** Bytes, or with K, M, G, T as in KiB... */
-function parseBytes(word: string): number {
-  const [, digits, unit = ""] = /^(\d+)([KMGT]?)i?B?$/i.exec(word) ?? [];
-  const power = " KMGT".indexOf(unit.toUpperCase() || " ");
-  const bytes = Number(digits) * 1024 ** power;
-  if (digits !== undefined && Number.isSafeInteger(bytes)) return bytes;
-  throw new UsageError(
-    EXIT.conversion,
-    `${word} is no size: bytes, or with K, M, G or T`,
-  );
 }
 
 /** By their names. */
@@ -160,27 +98,9 @@ export const RUN: Readonly<Record<CtlAction, (work: Work) => Promise<Result>>> =
       const pause = (Number(value["pauseUs"]) / 1000).toFixed(1);
       return { value, show: line(`${name}: writes waited ${pause} ms`) };
     },
-    async cache({ ask, words: [what, target] }) {
-      if (what === undefined) return shown(await ask("GET", "/v1/cache"));
-      if (what === "prune") {
-        const value = await ask("POST", "/v1/cache/prune", {
-          ...(target === undefined ? {} : { target: parseBytes(target) }),
-        });
-        const freed = formatBytes(Number(value["freed"]));
-        const used = formatBytes(Number(value["used"]));
-        return { value, show: line(`${freed} freed, ${used} used`) };
-      }
-      if (what !== "verify" || target !== undefined) {
-        throw new UsageError(
-          EXIT.validation,
-          `cache: ${target ?? what} is neither verify nor prune [BYTES]`,
-        );
-      }
-      const value = await ask("POST", "/v1/cache/verify", {});
-      const rows = list(value["blobs"])
-        .map((blob) => [text(blob["state"]), text(blob["name"])]);
-      return { value, show: () => printTable(["STATE", "BLOB"], rows) };
-    },
+    cache: ({ ask, words: [what = "stat", ...rest] }) =>
+      askCache(ask, what, rest),
+    ...PULLS,
     async downloads({ ask }) {
       const value = await ask("GET", "/v1/downloads");
       const rows = list(value["downloads"]).flatMap((download) =>

@@ -4,39 +4,15 @@
  *
  * @module
  */
-import { blobUrl, localFile } from "../image/lowers.ts";
-import { type ImageConfig, readImageConfig } from "../image/config.ts";
+import { readImageConfig } from "../image/config.ts";
+import { remoteLayers } from "../image/remote.ts";
 import { readServiceConfig } from "../service/config.ts";
-import type { PullBlob, Pulled } from "../source/cache/manage.ts";
+import type { Pulled } from "../source/cache/manage.ts";
 import { withCache } from "./cache_holder.ts";
 import { EXIT } from "./exit.ts";
 import { printJson, stdoutPrinter } from "./print.ts";
 import { formatBytes, showProgress } from "./progress.ts";
 import type { Args } from "./table.ts";
-
-/** The layers that have no local file. */
-function remoteLayers(config: ImageConfig): PullBlob[] {
-  // The last one may be a carrier of a trace, which is never opened.
-  const lowers = config.accelerationLayer
-    ? config.lowers.slice(0, -1)
-    : config.lowers;
-  const blobs: PullBlob[] = [];
-  for (const [position, lower] of lowers.entries()) {
-    if (localFile(lower) !== undefined) continue;
-    if (lower.digest === "" || config.repoBlobUrl === "") {
-      throw new Error(
-        `cannot pull lowers[${position}]: it has no local file, and ` +
-          `${config.repoBlobUrl === "" ? "repoBlobUrl" : "digest"} is empty`,
-      );
-    }
-    blobs.push({
-      url: blobUrl(config, lower),
-      dir: lower.dir,
-      size: lower.size,
-    });
-  }
-  return blobs;
-}
 
 /** Runs `overlaybd pull CONFIG [--json]`. */
 export async function run(args: Args<"pull">): Promise<number> {

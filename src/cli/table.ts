@@ -540,6 +540,11 @@ export const COMMANDS = {
         choices: ["nbd", "tcmu"],
         help: "attach: how it is shown",
       },
+      noWait: {
+        names: ["--no-wait"],
+        kind: "flag",
+        help: "pull: print its number, and let it go on",
+      },
       tokenFile: {
         names: ["--token-file"],
         value: "FILE",
@@ -572,6 +577,7 @@ export const COMMANDS = {
       ["ctl devices", "all, with their addresses"],
       ["ctl resize web 20G", "while it is used"],
       ["ctl detach web", "when nobody uses it any more"],
+      ["ctl pull config.v1.json", "all of it into the cache"],
     ],
   },
   inspect: {

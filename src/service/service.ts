@@ -9,7 +9,6 @@
 import {
   ConfigError,
   decodeImageConfig,
-  type DownloadConfig,
   type ImageConfig,
   readConfigBytes,
   readImageConfig,
@@ -19,20 +18,18 @@ import { type OpenImage, openImage } from "../image/image.ts";
 import { finishSnapshot } from "../image/intent.ts";
 import type { SnapshotReport } from "../image/snapshot.ts";
 import { createIoEngine } from "../layer/engine.ts";
-import { directoryOf, fullPath } from "../layer/files.ts";
+import { fullPath } from "../layer/files.ts";
 import { createSources, type SourceSet } from "../source/sources.ts";
+import { cacheManager } from "./cache.ts";
 import { throughPeers } from "./peers.ts";
+import { createPulls, type Pulls } from "./pulls.ts";
 import { openRegistry } from "./registry.ts";
 import { type Audit, changingAudit } from "./audit.ts";
-import {
-  type LoadedConfig,
-  loadServiceConfig,
-  parseServiceConfig,
-  type ServiceConfig,
-} from "./config.ts";
+import type { LoadedConfig, ServiceConfig } from "./config.ts";
 import { type CountersOfService, createCounters } from "./counters.ts";
 import { pickEngine } from "./engine.ts";
 import type { Logger, ServiceLog } from "./log.ts";
+import { downloadNow, resultPath } from "./opening.ts";
 import { createMeter, type Meters } from "./metrics.ts";
 import { RequestError } from "./refusal.ts";
 import { writeResult } from "./result.ts";
@@ -82,6 +79,8 @@ export interface Service {
   readonly counters: CountersOfService;
   /** where remote layers come from */
   readonly sources: SourceSet;
+  /** remote layers that are brought by request */
+  readonly pulls: Pulls;
   /**
    * Opens an image.  Its result file says why when that fails; success is
    * told by `writeResult()` once the transport shows it.
@@ -125,33 +124,6 @@ export interface ServiceParts {
   openAudit?: (config: ServiceConfig) => Audit;
 }
 
-/** `resultFile` may be relative to the configuration that names it. */
-function resultPath(
-  { resultFile }: Pick<ImageConfig, "resultFile">,
-  path: string,
-): string {
-  return resultFile === ""
-    ? ""
-    : fullPath(resultFile, directoryOf(fullPath(path)));
-}
-
-/**
- * `download` for images without their own, as the file has it by now
- * (spec/image.md, section 1); defaults where it cannot be read.
- */
-async function downloadNow(
-  { path }: LoadedConfig,
-  about: Logger,
-): Promise<DownloadConfig> {
-  try {
-    return (await loadServiceConfig(path)).config.download;
-  } catch (error) {
-    const why = error instanceof Error ? error.message : String(error);
-    about.warn(`no background download: ${why}`);
-    return parseServiceConfig({}, path).config.download;
-  }
-}
-
 /** Makes a service; nothing is open yet. */
 export function createService(parts: ServiceParts): Service {
   const { loaded: started, log } = parts;
@@ -181,6 +153,10 @@ export function createService(parts: ServiceParts): Service {
     },
     onDownload: meters.download.record,
   });
+  const pulls = createPulls(
+    () => cacheManager(loaded.config, sources, { mustExist: false }),
+    log,
+  );
   const open = new Set<ServedImage>();
   const grown: Service["grown"] = new Set();
   const devIds = new Map<string, ServedImage | undefined>();
@@ -303,6 +279,7 @@ export function createService(parts: ServiceParts): Service {
     meters,
     counters,
     sources,
+    pulls,
     open(request, signal) {
       if (ended.signal.aborted) return Promise.reject(ended.signal.reason);
       const wanted = signal === undefined ? [] : [signal];
@@ -341,7 +318,7 @@ export function createService(parts: ServiceParts): Service {
     },
     async close() {
       ended.abort(new RequestError("ending", "the service ends"));
-      await Promise.allSettled(opening);
+      await Promise.allSettled([...opening, pulls.close()]);
       const closed = await Promise.allSettled(
         [...open].map((served) => served.close()),
       );

@@ -32,9 +32,14 @@ function parsed(text: string): unknown {
   }
 }
 
-/** A unix socket that 512 wait at has no room: what blocks would wait. */
-function hasNoRoom(error: unknown): boolean {
-  return error instanceof Error && "code" in error && error.code === "EAGAIN";
+/**
+ * A unix socket that 512 wait at has no room: what blocks would wait.  And
+ * what asks whether it may go on may be answered, and hung up on, before it
+ * has ended: node:http then gives up without having read the answer.
+ */
+function mustTryAgain(error: unknown, expects: boolean): boolean {
+  const code = error instanceof Error && "code" in error ? error.code : "";
+  return code === "EAGAIN" || code === "EPIPE" && expects;
 }
 
 /**
@@ -46,11 +51,12 @@ function hasNoRoom(error: unknown): boolean {
 export async function ask(
   ...request: Parameters<typeof askOnce>
 ): Promise<Answer> {
+  const expects = request[3]?.headers?.["expect"] !== undefined;
   for (;;) {
     try {
       return await askOnce(...request);
     } catch (error) {
-      if (!hasNoRoom(error)) throw error;
+      if (!mustTryAgain(error, expects)) throw error;
       await new Promise((done) => setTimeout(done, 10));
     }
   }

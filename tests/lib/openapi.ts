@@ -96,9 +96,10 @@ export function readDocument(json: unknown): Document {
 const KNOWN = new Set([
   ..."$ref type enum const anyOf properties required items".split(" "),
   ..."additionalProperties minimum maximum exclusiveMinimum".split(" "),
-  ..."maxItems multipleOf pattern maxLength default description example".split(
-    " ",
-  ),
+  ..."minItems maxItems multipleOf pattern maxLength default description example"
+    .split(
+      " ",
+    ),
 ]);
 
 function refuseUnknown(schema: Schema): void {
@@ -164,6 +165,10 @@ export function wrongIn(
     }
   }
   if (Array.isArray(value)) {
+    const { minItems = 0, maxItems = Infinity } = schema;
+    if (value.length < Number(minItems) || value.length > Number(maxItems)) {
+      return say(`has ${value.length} items`);
+    }
     const items = object(schema["items"] ?? {});
     return value.map((item, i) => wrongIn(document, items, item, `${at}[${i}]`))
       .find((wrong) => wrong !== undefined);
@@ -223,7 +228,10 @@ export function allowed(
         : fc.string({ maxLength: Math.min(maxLength, 40) });
     },
     array: () =>
-      fc.array(allowed(document, object(schema["items"])), { maxLength: 3 }),
+      fc.array(allowed(document, object(schema["items"])), {
+        minLength: number("minItems", 0),
+        maxLength: 3,
+      }),
     object: () => {
       const required = list(schema["required"]).map(String);
       const members = Object.fromEntries(

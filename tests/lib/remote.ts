@@ -15,11 +15,19 @@ export const SIZE = 8 << 20;
 /** Serves one file by range, as told. */
 export function serveBlob(path: string) {
   const bytes = Deno.readFileSync(path);
-  const state = { requests: 0, bytes: 0, status: 206, damage: 0 };
+  const state = {
+    requests: 0,
+    bytes: 0,
+    status: 206,
+    damage: 0,
+    /** answers wait for it */
+    hold: Promise.resolve(),
+  };
   const server = Deno.serve(
     { port: 0, hostname: "127.0.0.1", onListen: () => {} },
-    (request) => {
+    async (request) => {
       state.requests++;
+      await state.hold;
       if (state.status !== 206) {
         return new Response("no", { status: state.status });
       }

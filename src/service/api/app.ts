@@ -13,6 +13,7 @@ import { daemonRoutes } from "./daemon.ts";
 import { deviceRoutes } from "./devices.ts";
 import { imageRoutes } from "./images.ts";
 import { problem, problemOf } from "./problem.ts";
+import { pullRoutes } from "./pulls.ts";
 import { taskRoutes } from "./tasks.ts";
 
 /** Bytes of a request's body: none needs more. */
@@ -59,6 +60,7 @@ export function createApi(context: ApiContext): OpenAPIHono {
   app.route("/", deviceRoutes(context));
   app.route("/", imageRoutes(context));
   app.route("/", cacheRoutes(context));
+  app.route("/", pullRoutes(context));
   app.route("/", taskRoutes(context));
   app.route("/", daemonRoutes(context));
   app.doc31("/openapi.json", {

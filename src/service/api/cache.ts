@@ -5,10 +5,8 @@
  * @module
  */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
-import { fileInfo } from "../../layer/files.ts";
-import type { CacheManager } from "../../source/cache/manage.ts";
+import { cacheManager } from "../cache.ts";
 import { RequestError } from "../refusal.ts";
-import type { Service } from "../service.ts";
 import {
   type ApiContext,
   body,
@@ -22,6 +20,8 @@ const name = z.string().regex(/^[a-z0-9]+:[0-9a-f]{32,128}$/)
   .openapi({ description: "a digest" });
 const names = z.array(name).max(1000).default([])
   .openapi({ description: "none: all of them" });
+const someNames = z.strictObject({ names: z.array(name).min(1).max(1000) })
+  .openapi("Pin");
 
 const statSchema = z.strictObject({
   dir: z.string(),
@@ -60,6 +60,12 @@ const verifiedSchema = z.strictObject({
     description: "wrong: it was dropped; partial: not all of it is here",
   }),
 }).openapi("VerifiedBlob");
+
+const pinsSchema = z.strictObject({
+  names: z.array(z.string()).openapi({
+    description: "blobs that are never evicted, here or not",
+  }),
+}).openapi("Pins");
 
 const stat = createRoute({
   method: "get",
@@ -113,25 +119,34 @@ const verify = createRoute({
   },
 });
 
-/** @throws {RequestError} there is no cache, or it is another process's */
-function managerOf({ settings, sources }: Service): CacheManager {
-  const { cacheDir, cacheType } = settings.cacheConfig;
-  if (fileInfo(cacheDir) === undefined) {
-    throw new RequestError(
-      "not-found",
-      `there is no directory ${cacheDir}: the first remote layer makes it`,
-    );
-  }
-  if (cacheType !== "download" && !sources.pool.hold()) {
-    throw new RequestError("busy", `another process uses ${cacheDir}`);
-  }
-  return sources.manager;
-}
+const pins = createRoute({
+  method: "get",
+  path: "/v1/cache/pins",
+  summary: "Blobs that are never evicted",
+  responses: { 200: json(pinsSchema, "All."), ...otherwise },
+});
+
+const pin = createRoute({
+  method: "post",
+  path: "/v1/cache/pin",
+  summary: "Never evict blobs",
+  request: body(someNames),
+  responses: { 200: json(pinsSchema, "All that are pinned."), ...otherwise },
+});
+
+const unpin = createRoute({
+  method: "post",
+  path: "/v1/cache/unpin",
+  summary: "Evict blobs as any other",
+  request: body(someNames),
+  responses: { 200: json(pinsSchema, "All that are pinned."), ...otherwise },
+});
 
 /** The routes of the cache. */
 export function cacheRoutes({ service }: ApiContext): OpenAPIHono {
   const routes = createRoutes();
-  const manager = () => managerOf(service);
+  const manager = () =>
+    cacheManager(service.settings, service.sources, { mustExist: true });
   /** What a manager throws is about what it was asked. */
   const asked = async <T>(work: () => Promise<T>): Promise<T> => {
     try {
@@ -150,6 +165,19 @@ export function cacheRoutes({ service }: ApiContext): OpenAPIHono {
     const { names, target } = c.req.valid("json");
     return c.json(await asked(() => manager().prune(names, target)), 200);
   });
+  routes.openapi(
+    pins,
+    async (c) => c.json({ names: await manager().pin([], true) }, 200),
+  );
+  for (const [route, on] of [[pin, true], [unpin, false]] as const) {
+    routes.openapi(route, async (c) => {
+      const { names } = c.req.valid("json");
+      return c.json(
+        { names: await asked(() => manager().pin(names, on)) },
+        200,
+      );
+    });
+  }
   routes.openapi(verify, async (c) => {
     const { names } = c.req.valid("json");
     return c.json({ blobs: await asked(() => manager().verify(names)) }, 200);

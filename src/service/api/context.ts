@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { OpenAPIHono, type z } from "@hono/zod-openapi";
+import { OpenAPIHono, z } from "@hono/zod-openapi";
 import type { Devices } from "../devices.ts";
 import type { Reloaded } from "../reload.ts";
 import type { Service } from "../service.ts";
@@ -40,6 +40,16 @@ export function createRoutes(): OpenAPIHono {
     },
   });
 }
+
+/** An absolute path on the daemon's machine. */
+export const configPath = z.string().regex(/^\/[^\0]*$/).max(4095)
+  .openapi({ example: "/var/lib/image/config.v1.json" });
+
+/** The number of something, in a route's path. */
+export const idParam = z.strictObject({
+  id: z.string().regex(/^[1-9][0-9]{0,14}$/).transform(Number)
+    .openapi({ param: { name: "id", in: "path" }, example: "1" }),
+});
 
 /** A body of JSON, for a route's table. */
 export function json<Schema extends z.ZodType>(

@@ -11,14 +11,12 @@ import type { ServedImage } from "../service.ts";
 import {
   type ApiContext,
   body,
+  configPath as path,
   createRoutes,
+  idParam,
   json,
   otherwise,
 } from "./context.ts";
-
-/** An absolute path on the daemon's machine. */
-const path = z.string().regex(/^\/[^\0]*$/).max(4095)
-  .openapi({ example: "/var/lib/image/config.v1.json" });
 
 const transport = z.enum(["nbd", "tcmu"]);
 const count = z.int().min(0);
@@ -65,11 +63,6 @@ const attachSchema = z.strictObject({
   devId: z.string().regex(/^[^\p{Cc}]*$/u).max(1024).default(""),
   transport: transport.optional(),
 }).openapi("Attach");
-
-const idParam = z.strictObject({
-  id: z.string().regex(/^[1-9][0-9]{0,14}$/).transform(Number)
-    .openapi({ param: { name: "id", in: "path" }, example: "1" }),
-});
 
 /** As {@link ApiDevice}. */
 export function showDevice(

@@ -9,7 +9,7 @@ const GIB = 2 ** 30;
 
 /** Bytes above which something is evicted, and above which at once. */
 export function limitsOf(capacity: number): { water: number; risk: number } {
-  const water = Math.max(0.9 * capacity, capacity - 50 * GIB);
+  const water = Math.floor(Math.max(0.9 * capacity, capacity - 50 * GIB));
   return {
     water,
     risk: Math.max(capacity - 5 * GIB, (water + capacity) / 2),

@@ -92,12 +92,22 @@ export interface CacheManager {
     names: readonly string[],
     target: number | undefined,
   ): Promise<{ freed: number; used: number }>;
+  /** @returns all that are pinned then */
   pin(names: readonly string[], on: boolean): Promise<string[]>;
+  /**
+   * Fetches whole blobs.  When one cannot be had, all end.
+   *
+   * @param signal ends it; unknown to another process's cache
+   */
   pull(
     blobs: readonly PullBlob[],
     onProgress?: (progress: Progress) => void,
+    signal?: AbortSignal,
   ): Promise<Pulled[]>;
 }
+
+/** Each is a file beside the cache, and known to this process. */
+const PINS_MAX = 100_000;
 
 /** Blobs that are pulled at once. */
 const PULLS = 4;
@@ -198,18 +208,24 @@ export function createManager(
   const pullOne = async (
     { url, dir, size }: PullBlob,
     onBytes: (bytes: number, known: number) => void,
+    signal: AbortSignal,
   ): Promise<Pulled> => {
-    using blob = await sources.open(url, { dir, size });
+    using blob = await sources.open(url, { dir, size, signal });
     const before = blob.stats.fetchedBytes;
     onBytes(0, blob.size);
     const name = blobName(url);
     const opened = sources.blobs().get(name);
     const kept = opened !== undefined &&
-      await keepWhole(name, opened, blob.prefetch, (n) => onBytes(n, 0))
-        .catch((cause) => {
-          if (!(cause instanceof DigestError)) throw cause;
-          throw new Error(`cannot pull ${url}: ${cause.message}`, { cause });
-        });
+      await keepWhole(
+        name,
+        opened,
+        blob.prefetch,
+        (n) => onBytes(n, 0),
+        signal,
+      ).catch((cause) => {
+        if (!(cause instanceof DigestError)) throw cause;
+        throw new Error(`cannot pull ${url}: ${cause.message}`, { cause });
+      });
     if (!kept) {
       throw new Error(`cannot pull ${url}: the cache does not keep it`);
     }
@@ -270,10 +286,14 @@ export function createManager(
       return { freed, used: left.reduce((sum, { bytes }) => sum + bytes, 0) };
     },
     pin(names, on) {
-      for (const name of names.map(checkName)) pool.pin(name, on);
+      const known = names.map(checkName);
+      if (on && pool.pins().size + known.length > PINS_MAX) {
+        throw new Error(`no more than ${PINS_MAX} blobs can be pinned`);
+      }
+      for (const name of known) pool.pin(name, on);
       return Promise.resolve([...pool.pins()].sort());
     },
-    async pull(blobs, onProgress) {
+    async pull(blobs, onProgress, signal) {
       let done = 0;
       let total = 0;
       const onBytes = (bytes: number, known: number) => {
@@ -283,9 +303,19 @@ export function createManager(
       };
       const { default: pLimit } = await import("p-limit");
       const limit = pLimit(PULLS);
-      return await Promise.all(
-        blobs.map((blob) => limit(() => pullOne(blob, onBytes))),
+      const stop = new AbortController();
+      const ends = AbortSignal.any(
+        signal === undefined ? [stop.signal] : [stop.signal, signal],
       );
+      const pulls = blobs.map((blob) =>
+        limit(() => pullOne(blob, onBytes, ends))
+      );
+      try {
+        return await Promise.all(pulls);
+      } finally {
+        stop.abort();
+        await Promise.allSettled(pulls);
+      }
     },
   };
 }

@@ -32,6 +32,7 @@ export async function keepWhole(
   opened: OpenedBlob,
   fetch: (at: number, length: number) => Promise<void>,
   onBytes: (bytes: number) => void,
+  signal: AbortSignal,
 ): Promise<boolean> {
   const { blob } = opened;
   // Once more for what was damaged on its way, or lay here damaged.
@@ -41,7 +42,7 @@ export async function keepWhole(
       await fetch(at, n);
       if (left === TRIES) onBytes(n);
     }
-    const digest = await opened.digest();
+    const digest = await opened.digest(signal);
     if (digest === name) return true;
     const wrong = digest ?? opened.wrong();
     if (wrong === undefined) return false;
@@ -127,7 +128,7 @@ export async function openWholeFile(
     const { path } = blob;
     if (
       path !== undefined && opened !== undefined && hasSha256(name) &&
-      await keepWhole(name, opened, blob.need, count)
+      await keepWhole(name, opened, blob.need, count, signal)
     ) {
       return { path, [Symbol.dispose]: blob.close };
     }
