@@ -289,3 +289,49 @@ reconfig() {
 }
 check "RECONFIG: a disk grows, its write cache goes off and on, the rest is refused" \
 	reconfig
+
+# A file system on a sparse layer grows under its mount, and is as large again.
+grown_sparse() {
+	local disk device=$CORE/user_999999999/dev_3
+	disk=$(snapshotter_attach 3 /mnt/disk/sparse/config.v1.json)
+	mkfs.ext4 -q -F "$disk"
+	mount "$disk" mnt
+	cp -r tree/. mnt/
+	echo $((2 << 30)) >"$device/attrib/dev_size"
+	echo 1 >"/sys/block/${disk#/dev/}/device/rescan"
+	equal "$(blockdev --getsize64 "$disk")" $((2 << 30))
+	resize2fs "$disk"
+	umount mnt
+	snapshotter_detach 3
+	disk=$(snapshotter_attach 3 /mnt/disk/sparse/config.v1.json)
+	equal "$(blockdev --getsize64 "$disk")" $((2 << 30))
+	e2fsck -fn "$disk"
+	mount "$disk" mnt
+	same_files mnt
+	umount mnt
+	snapshotter_detach 3
+}
+check "a sparse disk grows by RECONFIG while it is mounted, for good" grown_sparse
+
+# The head that the kernel keeps in the mailbox is put where no entry begins.
+broken_ring() {
+	local uio pid at job
+	uio=$(grep -l "/mnt/disk/log/" /sys/class/uio/uio*/name | cut -d/ -f5)
+	pid=$(daemon_pid)
+	at=$(awk -v dev="/dev/$uio" '$NF == dev { sub("-.*", "", $1); print $1 }' \
+		"/proc/$pid/maps" | head -1)
+	head -c 1M /dev/urandom >random
+	printf '\003\000\000\000' |
+		dd of="/proc/$pid/mem" bs=1 seek=$((0x$at + 12)) conv=notrunc status=none
+	dd if=random of="$RW" bs=64k oflag=direct conv=fsync status=none &
+	job=$!
+	until_ok 30 grep "the ring of $uio, .*/log/config.v1.json, is broken" \
+		/tmp/overlaybd.log
+	wait $job
+	cmp -n 1048576 random "$RW"
+	# Nothing of before is lost, and the device goes as any other.
+	until_ok 30 grep -qx unblocked $CORE/user_999999999/dev_1/action/block_dev
+	daemon_alive
+}
+check "a broken ring is told, reset, and the disk goes on without an error" \
+	broken_ring
