@@ -604,6 +604,36 @@ static void absent_data_comes_first_then_the_disk(void)
 	obd_device_unref(dev);
 }
 
+static void what_took_long_is_noted_with_its_name(void)
+{
+	struct obd_source *src;
+	struct obd_device *dev = flat_device(&src);
+	struct obd_slow_read slow[4];
+	uint64_t dropped;
+	uint8_t buf[4096];
+	struct pump p;
+
+	MUST(!obd_source_name(src, 77));
+	pump_start(&p);
+	forget_counts();
+	MUST(!obd_slow_watch(0, 1000000));
+	MUST(!obd_io_delay(2));
+	CHECK_EQ(read_one(&p, dev, 8192, 4096, buf), 0);
+	MUST(!obd_io_delay(0));
+	CHECK_EQ(helped, 0);
+	/* One for each part of the data area. */
+	CHECK_EQ(obd_slow_drain(slow, 4, &dropped), 2);
+	CHECK_EQ(slow[0].at, 8192);
+	CHECK_EQ(slow[0].length + slow[1].length, 4096);
+	for (int i = 0; i < 2; i++) {
+		CHECK_EQ(slow[i].name, 77);
+		CHECK(slow[i].ns >= 2000000);
+	}
+	MUST(!obd_slow_watch(0, 0));
+	pump_stop(&p);
+	obd_device_unref(dev);
+}
+
 static void a_device_that_is_closed_ends_its_reads(void)
 {
 	struct model m = model_of(DIRECT | URING, 2000);
@@ -653,6 +683,7 @@ int main(void)
 	RUN(without_a_ring_helpers_read);
 	RUN(a_process_without_descriptors_is_told_why);
 	RUN(absent_data_comes_first_then_the_disk);
+	RUN(what_took_long_is_noted_with_its_name);
 	RUN(a_device_that_is_closed_ends_its_reads);
 	return check_done();
 }

@@ -61,7 +61,12 @@ function collect(stream: ReadableStream<Uint8Array>): {
 export async function startServer(
   socket: string,
   configs: readonly string[],
-  options: { args?: readonly string[]; env?: Record<string, string> } = {},
+  options: {
+    args?: readonly string[];
+    env?: Record<string, string>;
+    /** a command that runs the rest of its arguments */
+    under?: readonly string[];
+  } = {},
 ): Promise<Server> {
   const call = toolCommand("overlaybd", [
     "serve",
@@ -70,8 +75,13 @@ export async function startServer(
     ...(options.args ?? []),
     ...configs,
   ]);
-  const child = new Deno.Command(call.command, {
-    args: call.args,
+  const [command, ...args] = [
+    ...(options.under ?? []),
+    call.command,
+    ...call.args,
+  ] as [string, ...string[]];
+  const child = new Deno.Command(command, {
+    args,
     env: { ...call.env, ...options.env },
     stdin: "null",
     stdout: "piped",
