@@ -59,9 +59,10 @@ writable_over /mnt/disk/layer1 /mnt/disk/up
 layer 2 /mnt/disk/up 5 6 7 8 || exit 1
 stop_daemon
 
-# image DIR: of these layers, as the snapshotter writes it
+# image DIR: of these layers, as the snapshotter writes it; nothing is cached
 image() {
 	local dir=$1 i lowers=
+	rm -rf cache cache.state
 	for i in 1 2; do
 		mkdir -p "$dir/$i/fs"
 		lowers+="${lowers:+,}{\"digest\":\"sha256:$(digest "layer$i")\","
@@ -96,13 +97,16 @@ stop_load() {
 
 no_error() { fails kernel_said 'I/O error|EXT4-fs error'; }
 
-# waits DISK: a request to it is not answered yet
-waits() { grep -q '[1-9]' "/sys/block/${1#/dev/}/inflight"; }
+# waits: requests are not answered yet, as the only disk's metrics have it
+waits() {
+	curl -sf http://127.0.0.1:9863/metrics |
+		grep '^overlaybd_ring_depth{.*} [1-9]'
+}
 
 outlasts() {
 	local dir=/mnt/disk/far disk reader
 	image $dir
-	service_config
+	service_config '"exporterConfig": {"enable": true}'
 	start_daemon
 	disk=$(snapshotter_attach 1 $dir/2/block/config.v1.json)
 	mount -o ro "$disk" mnt
@@ -110,15 +114,16 @@ outlasts() {
 	stop_registry
 	same 3 8 &
 	reader=$!
-	until_ok 30 waits "$disk"
+	until_ok 30 waits
 	kill_and_start
 	same 1 5
 	sleep 2
 	kill -0 $reader
-	waits "$disk"
+	waits
 	start_registry
 	wait $reader
 	same 1 2 3 4 5 6 7 8
+	fails waits
 	umount mnt
 	snapshotter_detach 1
 	stop_daemon
@@ -126,6 +131,41 @@ outlasts() {
 }
 check "killed while the registry is down: what is kept is read, the rest waits until it is back" \
 	outlasts
+
+# What the original leaves when it is killed: a disk that is held back, sparse
+# files without a word of ours, a configuration with its older keys.
+taken_over() {
+	local dir=/mnt/disk/old disk held=$CORE/user_999999999/dev_1/action/block_dev
+	image $dir
+	service_config
+	start_daemon
+	disk=$(snapshotter_attach 1 $dir/2/block/config.v1.json)
+	mount -o ro "$disk" mnt
+	same 1 5
+	kill -9 "$(daemon_pid)"
+	until_ok 60 gone "$(daemon_pid)"
+	stop_registry
+	put 1 "$held"
+	rm -r cache.state
+	cat >/etc/overlaybd/overlaybd.json <<-END
+	{"logLevel": 1, "logPath": "/tmp/overlaybd.log", "ioEngine": 1,
+	 "registryCacheDir": "/mnt/disk/cache", "registryCacheSizeGB": 1,
+	 "credentialFilePath": "/opt/overlaybd/cred.json", "registryFsVersion": "v2",
+	 "download": {"enable": false, "delay": 600, "delayExtra": 30, "maxMBps": 100},
+	 "enableAudit": false}
+	END
+	start_daemon
+	same 1 5
+	equal "$(cat "$held")" 0
+	start_registry
+	same 1 2 3 4 5 6 7 8
+	umount mnt
+	snapshotter_detach 1
+	stop_daemon
+	no_error
+}
+check "what the original leaves is taken over: its disk, its cache, its older keys" \
+	taken_over
 
 switched() {
 	local i
@@ -138,7 +178,6 @@ switched() {
 becomes_local() {
 	local dir=/mnt/disk/near disk load i rounds=0 end=$((SECONDS + 300))
 	image $dir
-	rm -rf cache
 	service_config '"download":
 		{"enable": true, "delay": 15, "delayExtra": 1, "maxMBps": 2}'
 	start_daemon

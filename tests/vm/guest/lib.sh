@@ -118,7 +118,8 @@ start_daemon() {
 	local before
 	before=$(replies_seen)
 	launch_daemon
-	until_ok 60 _ready "$before" || { tail -20 /tmp/daemon.out; return 1; }
+	until_ok 120 _ready "$before" ||
+		{ tail -20 /tmp/daemon.out /tmp/overlaybd.log; return 1; }
 }
 stop_daemon() {
 	local pid

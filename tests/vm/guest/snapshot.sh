@@ -1,12 +1,14 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Live snapshots under a kernel's writes.
+# Live snapshots under a kernel's writes, by the original's API and by ours.
 . "$(dirname "$0")/lib.sh"
 prepare
-service_config '"serviceConfig": {"enable": true, "address": "http://127.0.0.1:9862"}'
+service_config '"serviceConfig": {"enable": true, "address": "http://127.0.0.1:9862"},
+	"apiConfig": {"enable": true}, "exporterConfig": {"enable": true}'
 overlaybd create base.data base.index 1
 overlaybd commit base.data base.index base
+mkdir -p /mnt/fs
 start_daemon || exit 1
 
 # image DIR [-s]: one lower, one upper; layers are counted in DIR/n
@@ -112,26 +114,64 @@ filesystem() {
 	image d
 	disk=$(snapshotter_attach 1 "/mnt/disk/d/config.v1.json;id-d")
 	mkfs.ext4 -q "$disk"
-	mkdir -p /mnt/fs
 	mount "$disk" /mnt/fs
 	cp -r /mnt/host"$ROOT"/etc /mnt/fs/one
+	next d 1
 	fsfreeze -f /mnt/fs
-	taken d 1
+	overlaybd ctl snapshot id-d d/next | grep '^id-d: writes waited .* ms$'
 	fsfreeze -u /mnt/fs
 	cp -r /mnt/host"$ROOT"/src/format /mnt/fs/two
 	rm -r /mnt/fs/one
+	overlaybd commit -z -t --commit_sealed d/data0 d/layer
 	umount /mnt/fs
+	e2fsck -fn "$disk"
 	snapshotter_detach 1
 	# The layers of the snapshot alone: the file system as it was frozen.
-	layered /mnt/disk/e /mnt/disk/base /mnt/disk/d/data0
+	layered /mnt/disk/e /mnt/disk/base /mnt/disk/d/layer
 	disk=$(snapshotter_attach 2 /mnt/disk/e/config.v1.json)
+	e2fsck -fn "$disk"
 	mount -o ro,noload "$disk" /mnt/fs
 	diff -r /mnt/host"$ROOT"/etc /mnt/fs/one
 	test ! -e /mnt/fs/two
 	umount /mnt/fs
 	snapshotter_detach 2
 }
-check "a frozen file system is whole in the sealed layer" filesystem
+check "a frozen file system is whole in the sealed layer, committed while the disk goes on" \
+	filesystem
+
+# member NAME: of the device id-g, as the API has it
+member() { overlaybd ctl device id-g | sed -n "s/^$1 = //p"; }
+# metric NAME: of the same device
+metric() {
+	curl -sf http://127.0.0.1:9863/metrics | sed -n "s/^$1{device=\"id-g\"} //p"
+}
+
+driven() {
+	local disk
+	image g
+	disk=$(overlaybd ctl attach 'g/config.v1.json;id-g')
+	equal "$(member transport)" '"tcmu"'
+	equal "$(member address)" "\"$disk\""
+	equal "$(member bytes)" $((1 << 30))
+	fio_on "$disk"
+	[ "$(metric overlaybd_ring_depth_max)" -gt 1 ]
+	equal "$(metric overlaybd_ring_depth)" 0
+	overlaybd ctl flush id-g
+	equal "$(member stats.errors)" 0
+	mkfs.ext4 -q "$disk"
+	mount "$disk" /mnt/fs
+	overlaybd ctl resize id-g 2G
+	echo 1 >"/sys/block/${disk#/dev/}/device/rescan"
+	resize2fs "$disk"
+	[ "$(stat -f -c %b /mnt/fs)" -gt $(((3 << 30) / 2 / 4096)) ]
+	refuses "$disk is mounted at /mnt/fs" overlaybd ctl detach id-g
+	umount /mnt/fs
+	e2fsck -fn "$disk"
+	overlaybd ctl detach id-g
+	test ! -e "$disk"
+	refuses "there is no device id-g" overlaybd ctl device id-g
+}
+check "attached, seen, flushed, grown and detached by the API" driven
 
 killed() {
 	local disk writer i n
