@@ -62,8 +62,9 @@ for page in "$BUILD"/man/man?/*; do
 	gzip -9n <"$page" >"$dir/$(basename "$page").gz"
 done
 
+# All in one directory.
 for file in README.md docs/*.md; do
-	[ ! -e "$file" ] || install -m 0644 "$file" "$DESTDIR$DOCDIR/"
+	sed 's#](docs/#](#g' "$file" >"$DESTDIR$DOCDIR/$(basename "$file")"
 done
 install -m 0644 etc/debian/copyright LICENSE "$DESTDIR$DOCDIR/"
 

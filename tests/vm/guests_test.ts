@@ -38,7 +38,10 @@ await guestTests("download.sh", {
 // The Debian package under systemd.
 if (EXECUTABLE !== undefined && have("dpkg-deb") && have("systemctl")) {
   await packageForGuest();
-  await guestTests("package.sh", { disk: "1G", memory: 2048 });
+  const options = { disk: "1G", memory: 2048 };
+  await guestTests("package.sh", options);
+  // In the original's place, and back.
+  if (SOAK) await guestTests("switch.sh", options);
 } else console.log("skipped: package: no executable, dpkg or systemd");
 // Live snapshots of disks that a real kernel uses.
 await guestTests("snapshot.sh", { disk: "3G", timeout: 600 });

@@ -156,7 +156,7 @@ taken_over() {
 	END
 	start_daemon
 	same 1 5
-	equal "$(cat "$held")" 0
+	equal "$(cat "$held")" unblocked
 	start_registry
 	same 1 2 3 4 5 6 7 8
 	umount mnt
