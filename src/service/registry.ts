@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { stateDirOf } from "../source/cache/directory.ts";
 import type { Credentials } from "../source/credential/credential.ts";
 import { createCredentials } from "../source/credential/credentials.ts";
 import {
@@ -14,6 +15,7 @@ import {
 } from "../source/registry/client.ts";
 import { currentCertificates } from "./certificates.ts";
 import type { ServiceConfig } from "./config.ts";
+import { keptRealms } from "./realms.ts";
 
 /** Credentials as the settings say them now. */
 function currentCredentials(
@@ -58,6 +60,9 @@ export function openRegistry(
     certificates: currentCertificates(settings, log),
     insecure: settings.insecureRegistries,
     credentials: currentCredentials(current, log),
+    realms: keptRealms(
+      `${stateDirOf(settings.cacheConfig.cacheDir)}/realms.json`,
+    ),
     log,
     ...more,
   });

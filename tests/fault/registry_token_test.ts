@@ -6,7 +6,11 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { createRegistryClient } from "../../src/source/registry/client.ts";
+import { keptRealms } from "../../src/service/realms.ts";
+import {
+  createRegistryClient,
+  type RegistryClient,
+} from "../../src/source/registry/client.ts";
 import { createCredentials } from "../../src/source/credential/credentials.ts";
 import { tempDir } from "../lib/env.ts";
 import {
@@ -18,6 +22,7 @@ import {
 } from "../lib/fake_registry.ts";
 import {
   asyncDir,
+  BASIC,
   BLOB,
   PATH,
   read,
@@ -290,6 +295,97 @@ Deno.test("registry: a registry is never shown another one's token", async () =>
     server.asked.at(-1)?.headers.authorization;
   assert.equal(shown(mine), "Bearer private");
   assert.equal(shown(evil), "Bearer anonymous");
+});
+
+/** A registry of several repositories; `open/` ones want nothing. */
+function repositories() {
+  const state = { refuses: false, basic: false };
+  const answer = (asked: Asked) => {
+    const { url, headers, response } = asked;
+    if (url.startsWith("/token")) {
+      if (state.refuses) return answerStatus(asked, 403);
+      const scope = new URL(url, "http://x").searchParams.get("scope");
+      return response.end(JSON.stringify({ token: btoa(scope ?? "") }));
+    }
+    const [, name = ""] = /^\/v2\/(.+)\/blobs\//.exec(url) ?? [];
+    const scope = `repository:${name}:pull`;
+    const wanted = state.basic ? BASIC : `Bearer ${btoa(scope)}`;
+    if (name.startsWith("open/") || headers.authorization === wanted) {
+      return answerRange(asked, BLOB);
+    }
+    answerStatus(asked, 401, {
+      "www-authenticate": state.basic
+        ? "Basic realm=x"
+        : `Bearer realm="http://${headers.host}/token",service="s",` +
+          `scope="${scope}"`,
+    });
+  };
+  return { state, answer };
+}
+
+Deno.test("registry: one refusal for all repositories of a registry, and after a restart", async () => {
+  using dir = tempDir();
+  const { answer, state } = repositories();
+  await using server = await startFake(answer);
+  await using other = await startFake(answer);
+  const path = dir.file("realms.json");
+  const asked = async (
+    client: RegistryClient,
+    name: string,
+    { origin, asked } = server,
+  ) => {
+    const before = asked.length;
+    const blob = client.openBlob(`${origin}/v2/${name}/blobs/sha256:1`);
+    assert.deepEqual(await read(blob, 5, 10), BLOB.slice(5, 15));
+    return asked.slice(before).map(({ url, headers }) =>
+      url.startsWith("/token")
+        ? "token"
+        : headers.authorization === undefined
+        ? "nothing"
+        : "shown"
+    );
+  };
+  {
+    using client = createRegistryClient({ realms: keptRealms(path) });
+    assert.deepEqual(await asked(client, "a/b"), ["nothing", "token", "shown"]);
+    assert.deepEqual(await asked(client, "a/c"), ["token", "shown"]);
+    assert.deepEqual(await asked(client, "a/c"), ["shown"]);
+    assert.deepEqual(await asked(client, "open/a"), ["token", "shown"]);
+    assert.deepEqual((await asked(client, "a/b", other))[0], "nothing");
+  }
+  {
+    using client = createRegistryClient({ realms: keptRealms(path) });
+    assert.deepEqual(await asked(client, "a/b"), ["token", "shown"]);
+    assert.deepEqual(await asked(client, "a/b", other), ["token", "shown"]);
+    // A guess that is wrong costs no more than itself.
+    state.refuses = true;
+    assert.deepEqual(await asked(client, "open/b"), ["token", "nothing"]);
+    state.refuses = false;
+  }
+  // What cannot be right is nobody's advice.
+  for (const text of ["", "[]", '{"http://x": {"realm": 1}}', "{"]) {
+    Deno.writeTextFileSync(path, text);
+    using client = createRegistryClient({ realms: keptRealms(path) });
+    assert.equal((await asked(client, "a/b"))[0], "nothing");
+  }
+  const old = JSON.parse(Deno.readTextFileSync(path));
+  assert.deepEqual(Object.keys(old), [server.origin]);
+  old[server.origin].learned -= 8 * 24 * 3600 * 1000;
+  Deno.writeTextFileSync(path, JSON.stringify(old));
+  using client = createRegistryClient({ realms: keptRealms(path) });
+  assert.equal((await asked(client, "a/b"))[0], "nothing");
+});
+
+Deno.test("registry: a repository that wants something else than others is found out", async () => {
+  const { answer, state } = repositories();
+  await using server = await startFake(answer);
+  await using dir = asyncDir();
+  using client = createRegistryClient({ credentials: dir.credentials });
+  const size = (name: string) =>
+    client.openBlob(`${server.origin}/v2/${name}/blobs/sha256:1`).size();
+  assert.equal(await size("a/b"), BLOB.length);
+  state.basic = true;
+  assert.equal(await size("a/c"), BLOB.length);
 });
 
 Deno.test("registry: Basic without credentials says where they are looked for", async () => {

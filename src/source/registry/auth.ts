@@ -18,9 +18,23 @@ type Way =
   | { kind: "basic" }
   | { kind: "bearer"; scope: TokenScope };
 
+/** Where a registry sends who wants a token. */
+export interface Realm {
+  realm: string;
+  service: string | undefined;
+}
+
+/** What registries were found to want, by origin; kept however long. */
+export interface Realms {
+  get(origin: string): Realm | undefined;
+  set(origin: string, realm: Realm): void;
+}
+
 /** What is known of a repository. */
 interface Repository {
   way: Way | undefined;
+  /** what others of this registry want: shown until its own way is known */
+  guess: Way | undefined;
   /** somebody asks for it: resolved when it is known, or cannot be */
   learning: PromiseWithResolvers<void> | undefined;
 }
@@ -52,6 +66,12 @@ export interface Auth {
   authorization(url: URL, signal: AbortSignal): Promise<string | undefined>;
 }
 
+/** What clients ask for who read a repository, `https://host/v2/a/b`. */
+function usualScope(repository: string): string | undefined {
+  const [, name] = /^https?:\/\/[^/]+\/v2\/(.+)$/.exec(repository) ?? [];
+  return name === undefined ? undefined : `repository:${name}:pull`;
+}
+
 /** `https://host/v2/a/b` of a blob's, manifest's or upload's URL. */
 function repositoryOf(url: URL): string {
   const end = url.pathname.search(/\/(blobs|manifests|referrers)\//);
@@ -76,15 +96,37 @@ export function createAuth(
   transport: Transport,
   credentials: Credentials,
   attemptMs: number,
+  realms: Realms = new Map(),
 ): Auth {
   const tokens = createTokens(transport, attemptMs);
   const repositories = new Map<string, Repository>();
+
+  /** As the registry's other repositories have it: saves a refusal. */
+  const guess = (name: string, origin: string): Way | undefined => {
+    const scope = usualScope(name);
+    const known = scope === undefined ? undefined : realms.get(origin);
+    return known === undefined
+      ? undefined
+      : { kind: "bearer", scope: { origin, ...known, scope } };
+  };
+  const learn = (url: URL, way: Way) => {
+    if (way.kind !== "bearer") return;
+    const { origin, realm, service, scope } = way.scope;
+    if (scope !== usualScope(repositoryOf(url))) return;
+    const known = realms.get(origin);
+    if (known?.realm === realm && known.service === service) return;
+    realms.set(origin, { realm, service });
+  };
 
   const repositoryFor = (url: URL): Repository => {
     const name = repositoryOf(url);
     let repository = repositories.get(name);
     if (repository === undefined) {
-      repository = { way: undefined, learning: undefined };
+      repository = {
+        way: undefined,
+        guess: guess(name, url.origin),
+        learning: undefined,
+      };
       repositories.set(name, repository);
       const [oldest] = repositories.keys();
       if (repositories.size > REPOSITORIES_MAX && oldest !== undefined) {
@@ -124,11 +166,27 @@ export function createAuth(
     if (way === undefined) return undefined;
     repository.way = way;
     repository.learning?.resolve();
+    learn(url, way);
     if (way.kind === "bearer" && shown?.startsWith("Bearer ") === true) {
       tokens.forget(way.scope, shown.slice("Bearer ".length));
     }
     const next = await show(way, url, signal, shown !== undefined);
     return next === shown ? undefined : next;
+  };
+
+  /** What may be right; nothing where that cannot be had. */
+  const tryGuess = async (
+    repository: Repository,
+    url: URL,
+    signal: AbortSignal,
+  ): Promise<string | undefined> => {
+    try {
+      return await show(repository.guess, url, signal);
+    } catch {
+      repository.guess = undefined;
+      signal.throwIfAborted();
+      return undefined;
+    }
   };
 
   const sendKnown = async <A extends Answer>(
@@ -137,14 +195,17 @@ export function createAuth(
     send: (authorization: string | undefined) => Promise<A>,
     signal: AbortSignal,
   ): Promise<A> => {
-    const shown = await show(repository.way, url, signal);
+    const shown = repository.way === undefined
+      ? await tryGuess(repository, url, signal)
+      : await show(repository.way, url, signal);
     const answer = await send(shown);
     const { status, headers } = answer.response;
     const challenged = status === 401 ||
       (status === 403 && shown === undefined &&
         headers.has("www-authenticate"));
     if (!challenged) {
-      repository.way ??= { kind: "none" };
+      const guessed = shown === undefined ? undefined : repository.guess;
+      repository.way ??= guessed ?? { kind: "none" };
       return answer;
     }
     const next = await other(repository, url, answer, shown, signal)

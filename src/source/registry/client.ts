@@ -8,7 +8,7 @@
 import type { RequestParts } from "./request.ts";
 import { ANONYMOUS, type Credentials } from "../credential/credential.ts";
 import { type Blob, SourceError } from "../source.ts";
-import { createAuth } from "./auth.ts";
+import { createAuth, type Realms } from "./auth.ts";
 import { type BlobParts, openRegistryBlob } from "./blob.ts";
 import { createHosts } from "./hosts.ts";
 import type { Peer } from "./peer.ts";
@@ -23,6 +23,8 @@ export interface RegistryOptions extends Partial<TransportOptions> {
   credentials?: Credentials;
   /** in place of `cert`, `key` and `ca`: asked for before each request */
   certificates?: () => Certificates;
+  /** what is known of registries already, and what is found out of them */
+  realms?: Realms;
   log?: (line: string) => void;
   /** ms; for tests */
   attemptMs?: number;
@@ -84,7 +86,7 @@ export function createRegistryClient(
   const parts = {
     transport,
     hosts: createHosts(options.maxPerHost),
-    auth: createAuth(transport, credentials, attemptMs),
+    auth: createAuth(transport, credentials, attemptMs, options.realms),
     attemptMs,
     onAnswer: options.onAnswer,
     onRetry: options.onRetry,
