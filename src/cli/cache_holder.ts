@@ -25,7 +25,10 @@ export async function withCache<T>(
   const { cacheDir, cacheType } = settings.cacheConfig;
   const missing = fileInfo(cacheDir) === undefined;
   if (options.mustExist && missing) {
-    throw new Error(`cannot use the cache: there is no directory ${cacheDir}`);
+    throw new Error(
+      `cannot use the cache: there is no directory ${cacheDir}: ` +
+        "the first remote layer makes it",
+    );
   }
   const { sources, close } = await openSources(
     settings,

@@ -13,6 +13,7 @@ import {
   type Json,
   line,
   list,
+  object,
   parseBytes,
   type Result,
   shown,
@@ -126,15 +127,16 @@ export const RUN: Readonly<Record<CtlAction, (work: Work) => Promise<Result>>> =
     },
     async images({ ask }) {
       const value = await ask("GET", "/v1/images");
-      const rows = list(value["images"]).flatMap((image) =>
-        list(image["lowers"]).map((layer, position) => [
-          text(image["device"]),
-          String(position),
-          text(layer["origin"]),
-          text(layer["kind"]),
-          text(layer["where"]),
-        ])
-      );
+      const rows = list(value["images"]).flatMap((image) => {
+        const device = text(image["device"]);
+        const lowers = list(image["lowers"]).map((layer, position) => [
+          ...[device, String(position), text(layer["origin"])],
+          ...[text(layer["kind"]), text(layer["where"])],
+        ]);
+        if (image["upper"] === null) return lowers;
+        const { kind, data } = object(image["upper"]);
+        return [...lowers, [device, "upper", "local", text(kind), text(data)]];
+      });
       const titles = ["DEVICE", "LAYER", "ORIGIN", "KIND", "WHERE"];
       return { value, show: () => printTable(titles, rows) };
     },

@@ -31,6 +31,7 @@ export async function run(args: Args<"pull">): Promise<number> {
     printJson(pulled);
     return EXIT.ok;
   }
+  if (blobs.length === 0) console.error("every layer is here already");
   const out = stdoutPrinter();
   for (const { url, size, fetched } of pulled) {
     const name = url.slice(url.lastIndexOf("/") + 1);

@@ -124,7 +124,13 @@ export function expectation(issue: z.core.$ZodIssue): string {
   if (issue.code === "too_small") {
     return `a number of at least ${issue.minimum}`;
   }
-  if (issue.code === "too_big") return `a number of at most ${issue.maximum}`;
+  if (issue.code === "too_big") {
+    const { origin, maximum } = issue;
+    if (origin === "string") return `at most ${maximum} characters`;
+    if (origin === "array") return `at most ${maximum} of them`;
+    return `a number of at most ${maximum}`;
+  }
+  if (issue.code === "not_multiple_of") return `a multiple of ${issue.divisor}`;
   if (issue.code === "invalid_value") {
     return issue.values.map((one) => JSON.stringify(one)).join(" or ");
   }

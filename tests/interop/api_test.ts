@@ -111,6 +111,49 @@ Deno.test("a device is attached, written, grown, flushed and detached", async ()
   equal((await reader.read(2 ** 31 - 512, 512))[511], 8);
 });
 
+Deno.test("what is wrong with a request is said in words, and named", async () => {
+  using dir = tempDir();
+  await using server = await service(dir);
+  const attach = (body: unknown): [string, unknown] => ["/v1/devices", body];
+  const config = "/x";
+  for (
+    const [[path, body], why] of [
+      [attach({}), "body.config: expected string"],
+      [attach({ config: 1 }), "body.config: expected string"],
+      [attach({ config: "x" }), "body.config: expected an absolute path"],
+      [
+        attach({ config: `/${"x".repeat(4095)}` }),
+        "body.config: expected at most 4095 characters",
+      ],
+      [
+        attach({ config, transport: "x" }),
+        'body.transport: expected "nbd" or "tcmu"',
+      ],
+      [
+        attach({ config, devId: "\n" }),
+        "body.devId: expected text on one line",
+      ],
+      [attach({ config, x: 1, y: 2 }), "body: unknown: x, y"],
+      [
+        ["/v1/devices/1/resize", { bytes: 10 }],
+        "body.bytes: expected a number of at least 512",
+      ],
+      [
+        ["/v1/devices/1/resize", { bytes: 513 }],
+        "body.bytes: expected a multiple of 512",
+      ],
+      [["/v1/devices/x/flush", {}], "path.id: expected a number from 1"],
+      [
+        ["/v1/cache/verify", { names: ["x"] }],
+        "body.names[0]: expected a digest",
+      ],
+    ] as const
+  ) {
+    const answer = await ask(server.api, "POST", path, { body });
+    equal(refused(answer, 400, "invalid"), why);
+  }
+});
+
 Deno.test("an image that cannot be shown leaves nothing behind", async () => {
   using dir = tempDir();
   const config = await image(dir, "a");
@@ -406,6 +449,7 @@ Deno.test("ctl: what a person types, and what a script reads", async () => {
   await says(0, /^web has 2 GiB$/m, "resize", "web", "2G");
   await says(0, /^a.json is on disk$/m, "flush", "a.json");
   await says(0, /^bytes = 2147483648$/m, "device", "1");
+  await says(0, /^1 +upper +local +log +\/.*a\.data$/m, "images");
   await says(0, /^apiConfig.address +"\/.*api.sock" +file$/m, "config");
   await says(0, /^warn$/m, "log-level", "warn");
   await says(0, /^ok$/m, "health");

@@ -16,7 +16,7 @@ import {
 } from "./context.ts";
 
 const bytes = z.int().min(0);
-const name = z.string().regex(/^[a-z0-9]+:[0-9a-f]{32,128}$/)
+const name = z.string().regex(/^[a-z0-9]+:[0-9a-f]{32,128}$/, "a digest")
   .openapi({ description: "a digest" });
 const names = z.array(name).max(1000).default([])
   .openapi({ description: "none: all of them" });

@@ -5,6 +5,7 @@
  * @module
  */
 import { OpenAPIHono, z } from "@hono/zod-openapi";
+import { expectation, keyName } from "../../image/config.ts";
 import type { Devices } from "../devices.ts";
 import type { Reloaded } from "../reload.ts";
 import type { Service } from "../service.ts";
@@ -23,31 +24,37 @@ export interface ApiContext {
 /** Parts of a request, in words. */
 const WHERE: Readonly<Record<string, string>> = { json: "body", param: "path" };
 
+/** What is wrong with a part of a request: `body.bytes: expected ...`. */
+function refusal(target: string, issue: z.core.$ZodIssue | undefined): string {
+  const where = WHERE[target] ?? target;
+  if (issue === undefined) return `${where}: invalid`;
+  const at = keyName([where, ...issue.path]);
+  return issue.code === "unrecognized_keys"
+    ? `${at}: unknown: ${issue.keys.join(", ")}`
+    : `${at}: expected ${expectation(issue)}`;
+}
+
 /** An application whose refusals of input are problems. */
 export function createRoutes(): OpenAPIHono {
   return new OpenAPIHono({
     defaultHook: (result) => {
       if (result.success) return;
       const [issue] = result.error.issues;
-      const at = issue?.path.join(".") ?? "";
-      return problem(
-        400,
-        "invalid",
-        `${WHERE[result.target] ?? result.target}${
-          at === "" ? "" : `.${at}`
-        }: ${issue?.message ?? "invalid"}`,
-      );
+      return problem(400, "invalid", refusal(result.target, issue));
     },
   });
 }
 
 /** An absolute path on the daemon's machine. */
-export const configPath = z.string().regex(/^\/[^\0]*$/).max(4095)
+export const configPath = z.string().regex(/^\/[^\0]*$/, "an absolute path")
+  .max(4095)
   .openapi({ example: "/var/lib/image/config.v1.json" });
 
 /** The number of something, in a route's path. */
 export const idParam = z.strictObject({
-  id: z.string().regex(/^[1-9][0-9]{0,14}$/).transform(Number)
+  id: z.string().regex(/^[1-9][0-9]{0,14}$/, "a number from 1").transform(
+    Number,
+  )
     .openapi({ param: { name: "id", in: "path" }, example: "1" }),
 });
 

@@ -60,7 +60,8 @@ export type ApiDevice = z.infer<typeof deviceSchema>;
 
 const attachSchema = z.strictObject({
   config: path,
-  devId: z.string().regex(/^[^\p{Cc}]*$/u).max(1024).default(""),
+  devId: z.string().regex(/^[^\p{Cc}]*$/u, "text on one line").max(1024)
+    .default(""),
   transport: transport.optional(),
 }).openapi("Attach");
 
