@@ -96,8 +96,8 @@ export const RUN: Readonly<Record<CtlAction, (work: Work) => Promise<Result>>> =
       const value = await ask("POST", `${await pathOf(ask, name)}/snapshot`, {
         config: fullPath(config),
       });
-      const pause = (Number(value["pauseUs"]) / 1000).toFixed(1);
-      return { value, show: line(`${name}: writes waited ${pause} ms`) };
+      const pause = Number(value["pauseUs"]).toFixed(0);
+      return { value, show: line(`${name}: writes waited ${pause} us`) };
     },
     cache: ({ ask, words: [what = "stat", ...rest] }) =>
       askCache(ask, what, rest),
