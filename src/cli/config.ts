@@ -17,7 +17,12 @@ export async function run(args: Args<"config">): Promise<number> {
       `action: ${args.action} is neither check nor show`,
     );
   }
-  const { path, settings, warnings } = await loadServiceConfig(args.file);
+  const loaded = await loadServiceConfig(args.file);
+  if (args.action === "check") {
+    const { checkUse } = await import("../service/config_use.ts");
+    await checkUse(loaded);
+  }
+  const { path, settings, warnings } = loaded;
   const shown = args.action === "show" ? { settings } : { path };
   if (args.json) {
     printJson({ ...shown, warnings });

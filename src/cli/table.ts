@@ -712,7 +712,8 @@ export const COMMANDS = {
   },
   config: {
     summary: "check the service configuration, or show what it means",
-    details: "show prints every value that counts and where it came from: " +
+    details: "check looks at the addresses and files that are named, too. " +
+      "show prints every value that counts and where it came from: " +
       "default, file, or the older key that decides it. Without FILE: " +
       "/etc/overlaybd/overlaybd.json, or defaults where that is missing.",
     positionals: {

@@ -41,8 +41,12 @@ export function isLoopback(ip: string): boolean {
   return ip === "::1" || /^127(\.\d+){3}$/.test(ip);
 }
 
-/** An address in numbers; an empty host or `*` is every interface. */
-async function resolveHost(host: string): Promise<string> {
+/**
+ * An address in numbers; an empty host or `*` is every interface.
+ *
+ * @throws {AddressError} there is no such host
+ */
+export async function resolveHost(host: string): Promise<string> {
   if (host === "" || host === "*") return "0.0.0.0";
   try {
     // Only names need it, and it takes long to load.

@@ -2,6 +2,7 @@
 // The service's configuration: spec/service-config.md, sections 3 and 8.
 import {
   deepStrictEqual as equal,
+  match,
   ok,
   rejects,
   throws,
@@ -13,6 +14,7 @@ import {
   loadServiceConfig,
   parseServiceConfig,
 } from "../../src/service/config.ts";
+import { checkUse } from "../../src/service/config_use.ts";
 import { ROOT, tempDir, tool } from "../lib/env.ts";
 
 const parse = (value: unknown) => parseServiceConfig(value, "o.json");
@@ -285,6 +287,10 @@ Deno.test("config check and config show", async () => {
     (await tool("overlaybd", ["config", "check", path])).stdout,
     `${path} can be used\n`,
   );
+  Deno.writeTextFileSync(path, '{"certConfig": {"caFile": "/no/ca"}}');
+  const named = await tool("overlaybd", ["config", "check", path]);
+  equal([named.code, named.stdout], [255, ""]);
+  match(named.stderr, /: cannot use certConfig.caFile: cannot open \/no\/ca: /);
   Deno.writeTextFileSync(path, '{"ioEngine": 3}');
   const refused = await tool("overlaybd", ["config", "check", path]);
   equal([refused.code, refused.stdout], [255, ""]);
@@ -294,6 +300,42 @@ Deno.test("config check and config show", async () => {
       "ioEngine: unknown io_engine: 3: it is not 0 to 2\n",
   );
   equal((await tool("overlaybd", ["config", "look"])).code, 105);
+});
+
+Deno.test("a check looks at the addresses and files that a start would use", async () => {
+  using dir = tempDir();
+  Deno.writeTextFileSync(dir.file("none.pem"), "x");
+  const enable = true;
+  const check = (value: unknown) => checkUse(parse(value));
+  for (
+    const [value, why] of [
+      [{ exporterConfig: { enable, address: "no such" } }, /exporterConfig/],
+      [{ serviceConfig: { enable, address: "127.0.0.1" } }, /http:\/\/HOST/],
+      [{ apiConfig: { enable, address: "0.0.0.0:1" } }, /tokenFile/],
+      [{ apiConfig: { enable, tokenFile: dir.file("none") } }, /no such file/],
+      [{ apiConfig: { enable, keyFile: "/k" } }, /need each other/],
+      [{ p2pConfig: { enable, address: "ftp://x" } }, /p2pConfig.address/],
+      [{ certConfig: { caFile: dir.file("none.pem") } }, /is not PEM/],
+    ] as const
+  ) {
+    await rejects(check(value), (error) => {
+      ok(error instanceof ConfigError);
+      match(error.message, /^cannot use o\.json: /);
+      match(error.message, why);
+      return true;
+    });
+    // What is not enabled is not looked at.
+    const [[group, members] = ["", {}]] = Object.entries(value);
+    if ("enable" in members) {
+      await check({ [group]: { ...members, enable: false } });
+    }
+  }
+  await check({
+    exporterConfig: { enable, address: "::1" },
+    serviceConfig: { enable },
+    apiConfig: { enable },
+    p2pConfig: { enable, address: "localhost:1/x" },
+  });
 });
 
 Deno.test("the start's lines say what counts", () => {

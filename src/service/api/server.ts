@@ -14,6 +14,7 @@ import {
   listenTcp,
   listenUnix,
   parseAddress,
+  resolveHost,
 } from "../../device/listen.ts";
 import { whyOf } from "../../../ffi/errors.ts";
 import { closeFd } from "../../../ffi/files.ts";
@@ -213,6 +214,20 @@ function clientErrorText(error: unknown): string {
   return `HTTP/1.1 ${status} ${problem.title}\r\n` +
     "Content-Type: application/problem+json\r\n" +
     `Content-Length: ${body.length}\r\nConnection: close\r\n\r\n${body}`;
+}
+
+/**
+ * Looks at what can be known before anything listens.
+ *
+ * @throws {AddressError} what the start would refuse
+ */
+export async function checkApiConfig(config: ApiConfig): Promise<void> {
+  const address = parseAddress(config.address);
+  if (config.tokenFile !== "") readToken(config.tokenFile);
+  await createServer(config, () => new Response(), API_LIMITS);
+  if (address.kind === "tcp") {
+    refuseOpen(config, await resolveHost(address.host));
+  }
 }
 
 function urlOf(address: Address, secure: boolean): string {

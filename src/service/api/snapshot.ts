@@ -74,8 +74,12 @@ export interface SnapshotServer {
   close(): Promise<void>;
 }
 
-/** @throws {AddressError} it is no URL of this kind */
-function parseUrl(address: string): { hostname: string; port: number } {
+/**
+ * Where `serviceConfig.address` is; port 80 where it names none.
+ *
+ * @throws {AddressError} it is no URL of this kind
+ */
+export function parseUrl(address: string): { hostname: string; port: number } {
   const url = URL.parse(address);
   if (url?.protocol !== "http:" || url.pathname !== "/") {
     throw new AddressError(
