@@ -37,6 +37,56 @@ static void a_disk_grows_and_never_shrinks(void)
 	obd_device_unref(dev);
 }
 
+static void *extend(void *dev)
+{
+	return (void *)(intptr_t)obd_device_extend(dev, 29 * 512);
+}
+
+/* Sectors 8 to 12 of 13 are written: the rest of their host block is what the
+ * lower has, as soon as that is fetched. */
+static void a_sparse_disk_that_grows_fetches_what_its_last_block_lacks(void)
+{
+	struct obd_upper_report report;
+	struct obd_miss miss;
+	struct obd_upper *upper;
+	struct obd_device *dev;
+	struct obd_source *src;
+	uint8_t buf[29 * 512], unit[4096];
+	int fd, data = layer_file(4096 + 13 * 512);
+	pthread_t thread;
+	void *ret;
+
+	src = remote_source(3, 64 * 512, 4096, &fd);
+	MUST(!obd_upper_open(OBD_UPPER_SPARSE, data, -1, 13 * 512, &report,
+			     &upper));
+	dev = device_of(flat_view(src), upper, 13 * 512, 10000);
+	memset(buf, 7, sizeof(buf));
+	CHECK_EQ(obd_device_write(dev, buf, 5 * 512, 8 * 512), 0);
+	CHECK_EQ(obd_device_resize(dev, 29 * 512), -EINVAL);
+	CHECK_EQ(obd_device_extend(dev, 12 * 512), -EINVAL);
+	MUST(!pthread_create(&thread, NULL, extend, dev));
+	CHECK_EQ(drain_wait(&miss, 1), 1);
+	CHECK_EQ(miss.first, 1);
+	/* Refused while it waits, then again and well. */
+	CHECK_EQ(obd_source_fill(src, 1, 1, -EIO), 0);
+	MUST(!pthread_join(thread, &ret));
+	CHECK_EQ((intptr_t)ret, -EIO);
+	CHECK_EQ(obd_device_resize(dev, 29 * 512), -EINVAL);
+	MUST(!pthread_create(&thread, NULL, extend, dev));
+	CHECK_EQ(drain_wait(&miss, 1), 1);
+	blob_fill(3, unit, 4096, 4096);
+	MUST(obd_io_pwrite(fd, unit, 4096, 4096) == 4096);
+	CHECK_EQ(obd_source_fill(src, 1, 1, 0), 0);
+	MUST(!pthread_join(thread, &ret));
+	CHECK_EQ((intptr_t)ret, 0);
+	CHECK_EQ(file_size(data), 4096 + 16 * 512);
+	CHECK_EQ(obd_device_resize(dev, 29 * 512), 0);
+	CHECK_EQ(obd_device_read(dev, buf, 8 * 512, 8 * 512), 0);
+	CHECK(all_bytes(buf, 7, 5 * 512));
+	CHECK(blob_same(3, buf + 5 * 512, 13 * 512, 3 * 512));
+	obd_device_unref(dev);
+}
+
 /* ---- without threads --------------------------------------------------- */
 
 static bool no_threads;
@@ -678,6 +728,7 @@ int main(void)
 {
 	parts_start();
 	RUN(a_disk_grows_and_never_shrinks);
+	RUN(a_sparse_disk_that_grows_fetches_what_its_last_block_lacks);
 	RUN(what_no_thread_can_be_had_for_ends_inline);
 	RUN(ranges_are_checked_before_anything_happens);
 	RUN(a_device_without_upper_or_with_the_flag_is_read_only);
