@@ -202,7 +202,12 @@ export async function serveDisk(
     stats: () => ring.stats(),
     endWaiting() {
       // Whoever asks may have waited; what is closed has ended it.
-      if (!closing) endWaiting(device, ESHUTDOWN);
+      if (closing) return;
+      log.info(
+        `what waits on ${image.name} is ended, to be tried again: a disk or ` +
+          "an export is being taken away",
+      );
+      endWaiting(device, ESHUTDOWN);
     },
     async close(graceMs) {
       const end = performance.now() + graceMs;

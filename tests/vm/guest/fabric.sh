@@ -7,43 +7,87 @@ prepare
 modprobe -a iscsi_target_mod iscsi_tcp
 writable /mnt/disk/a 64
 start_daemon || exit 1
+
+# A layer of 8 MiB that nothing compresses, in a registry.
+writable /mnt/disk/noise 64
+disk=$(snapshotter_attach 1 /mnt/disk/noise/config.v1.json) || exit 1
+head -c 8M /dev/urandom | dd of="$disk" bs=1M conv=fsync status=none
+snapshotter_detach 1
+overlaybd commit noise/data noise/index layer
+hanging_registry layer || exit 1
+
 DEVICE=$CORE/user_1/vol1
 mkdir -p "$DEVICE"
 echo -n "dev_config=overlaybd//mnt/disk/a/config.v1.json" >"$DEVICE/control"
 echo -n 1 >"$DEVICE/enable"
 
-iscsi() {
-	local iqn=iqn.2026-01.io.overlaybd:vol1 port disk
-	# As the README says it.
-	port=/sys/kernel/config/target/iscsi/$iqn/tpgt_1
-	mkdir -p $port/lun/lun_0 $port/np/127.0.0.1:3260
-	ln -s "$DEVICE" $port/lun/lun_0/vol1
-	echo 0 >$port/attrib/authentication
-	echo 1 >$port/attrib/generate_node_acls
-	echo 0 >$port/attrib/demo_mode_write_protect
-	echo 1 >$port/enable
+IQN=iqn.2026-01.io.overlaybd:vol1
+PORT=/sys/kernel/config/target/iscsi/$IQN/tpgt_1
+
+# log_in DEVICE: exports it as the README says; prints the initiator's disk
+log_in() {
+	mkdir -p $PORT/lun/lun_0 $PORT/np/127.0.0.1:3260
+	ln -s "$1" $PORT/lun/lun_0/vol1
+	echo 0 >$PORT/attrib/authentication
+	echo 1 >$PORT/attrib/generate_node_acls
+	echo 0 >$PORT/attrib/demo_mode_write_protect
+	echo 1 >$PORT/enable
 
 	mkdir -p /etc/iscsi /run/lock/iscsi
 	[ -s /etc/iscsi/initiatorname.iscsi ] ||
 		echo "InitiatorName=iqn.2026-01.io.overlaybd:test" \
 			>/etc/iscsi/initiatorname.iscsi
-	iscsid 3>&-
-	iscsiadm -m discovery -t sendtargets -p 127.0.0.1
-	iscsiadm -m node -T $iqn -p 127.0.0.1 --login
+	pgrep -x iscsid >/dev/null || iscsid 3>&-
+	iscsiadm -m discovery -t sendtargets -p 127.0.0.1 >&2
+	iscsiadm -m node -T $IQN -p 127.0.0.1 --login >&2
 	until_ok 30 lsscsi_tcmu
-	disk=$(lsscsi | awk '/TCMU/ { print $NF }')
-	equal "$(overlaybd ls --json | grep -c "iscsi $iqn")" 1
+	lsscsi | awk '/TCMU/ { print $NF }'
+}
+lsscsi_tcmu() { lsscsi | grep -q "TCMU.*/dev/sd"; }
+log_out() { iscsiadm -m node -T $IQN -p 127.0.0.1 --logout; }
+remove_target() { rmdir $PORT/lun/lun_0 $PORT/np/127.0.0.1:3260 $PORT ${PORT%/*}; }
+
+iscsi() {
+	local disk
+	disk=$(log_in "$DEVICE")
+	equal "$(overlaybd ls --json | grep -c "iscsi $IQN")" 1
 	head -c 1M /dev/urandom >random
 	dd if=random of="$disk" bs=64k oflag=direct conv=fsync status=none
 	cmp -n 1048576 random "$disk"
-	refuses "it is exported: iscsi $iqn" overlaybd detach user_1/vol1
-	iscsiadm -m node -T $iqn -p 127.0.0.1 --logout
-	echo 0 >$port/enable
-	rm $port/lun/lun_0/vol1
-	rmdir $port/lun/lun_0 $port/np/127.0.0.1:3260 $port ${port%/*}
+	refuses "it is exported: iscsi $IQN" overlaybd detach user_1/vol1
+	log_out
+	echo 0 >$PORT/enable
+	rm $PORT/lun/lun_0/vol1
+	remove_target
 }
-lsscsi_tcmu() { lsscsi | grep -q "TCMU.*/dev/sd"; }
 check "iSCSI over the same device, by configfs: written and read through it" iscsi
+
+# The initiator is told to wait for ever, and the LUN is taken away under it.
+silent_iscsi() {
+	local device=$CORE/user_1/slow disk job
+	remote /mnt/disk/slow
+	mkdir -p "$device"
+	echo -n "dev_config=overlaybd//mnt/disk/slow/config.v1.json" >"$device/control"
+	echo -n 1 >"$device/enable"
+	echo -n 2147483 >"$device/attrib/cmd_time_out"
+	disk=$(log_in "$device")
+	echo 2147483 >"/sys/block/${disk#/dev/}/device/timeout"
+	touch /run/hang
+	dd if="$disk" of=/dev/null bs=64k skip=100 count=1 iflag=direct 2>/dev/null &
+	job=$!
+	sleep 2
+	kill -0 $job
+	# Without a word to the daemon the kernel waits for that read.
+	rm $PORT/lun/lun_0/vol1
+	grep "what waits on .*/slow/.* is ended" /tmp/overlaybd.log
+	rm /run/hang
+	log_out
+	wait $job || :
+	echo 0 >$PORT/enable
+	remove_target
+	rmdir "$device"
+}
+check "a LUN whose source never answers is taken away at once" silent_iscsi
 
 vhost() {
 	local port=/sys/kernel/config/target/vhost/naa.5001405000000001/tpgt_1

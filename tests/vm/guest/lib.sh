@@ -225,3 +225,24 @@ snapshotter_detach() {
 	rmdir "$port/tpgt_1/lun/lun_0" "$port/tpgt_1" "$port"
 	rmdir "$CORE/user_999999999/dev_$id"
 }
+
+# ---- a registry that stops to answer -------------------------------------------
+# hanging_registry LAYER: of this one; never again while there is /run/hang
+hanging_registry() {
+	"/mnt/host$ROOT/build/tools/deno" run -A --no-check --no-config --no-lock \
+		"/mnt/host$ROOT/tests/vm/guest/blobs.ts" 5000 "$1" /run/hang \
+		>/tmp/blobs.out 2>&1 3>&- &
+	until_ok 60 grep -q Listening /tmp/blobs.out
+}
+
+# remote DIR: an image of the file layer, as that registry has it
+remote() {
+	local dir=$1 sum
+	sum=$(sha256sum <layer | cut -d' ' -f1)
+	mkdir -p "$dir"
+	cat >"$dir/config.v1.json" <<-END
+	{"repoBlobUrl": "http://127.0.0.1:5000/v2/x/blobs",
+	 "lowers": [{"digest": "sha256:$sum", "size": $(stat -c %s layer),
+	  "dir": "$dir"}], "resultFile": "$dir/result"}
+	END
+}
