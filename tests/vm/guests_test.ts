@@ -24,7 +24,7 @@ async function packageForGuest(): Promise<void> {
 // kernel do not fit into the time of `make test`.
 for (const kernel of SOAK ? KERNELS : KERNELS.slice(0, 1)) {
   const options = { kernel, disk: SOAK ? "16G" : "2G", memory: 1536 };
-  await guestTests("daemon.sh", options);
+  await guestTests("daemon.sh", { ...options, cpus: 2 });
   await guestTests("attach.sh", options);
   await guestTests("disk.sh", options);
   await guestTests("fabric.sh", options);
