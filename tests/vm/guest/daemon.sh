@@ -98,18 +98,41 @@ killed() {
 check "kill -9 under fio --verify and a mounted ext4: no error, no mismatch" \
 	under_load killed "$(count 60)"
 
-upgraded() {
+# Where whole counts are asked for it is another version.
+other_product() {
+	if [ -z "$SOAK" ]; then
+		mkdir -p /opt/other
+		mount --bind /opt/overlaybd /opt/other
+		return
+	fi
+	mount_product vm-other /opt/other
+	fails equal "$(/opt/other/bin/overlaybd version)" "$(overlaybd version)"
+}
+
+# go_on_with DIR: the daemon that was ended is followed by that one
+go_on_with() {
 	local before
-	mkdir -p /opt/new
-	mount --bind /opt/overlaybd /opt/new
-	stop_daemon 60
-	PATH=/opt/new/bin:$PATH
-	start_daemon
+	PATH=$1/bin:$PATH start_daemon
 	before=$(requests)
 	until_ok 120 more_than "$before"
-	grep -qz /opt/new "/proc/$(daemon_pid)/cmdline" ||
-		tr '\0' ' ' <"/proc/$(daemon_pid)/cmdline"
+	equal "$(readlink "/proc/$(daemon_pid)/exe" | cut -d/ -f-3)" "$1"
+	say "$(grep 'current version' /tmp/overlaybd.log | tail -1)"
 }
+upgraded() {
+	local dir
+	stop_daemon 60
+	go_on_with /opt/other
+	[ -n "$SOAK" ] || return 0
+	stop_daemon 60
+	go_on_with /opt/overlaybd
+	for dir in /opt/other /opt/overlaybd /opt/other; do
+		sleep "$((RANDOM % 3)).$((RANDOM % 1000))"
+		kill -9 "$(daemon_pid)"
+		until_ok 60 gone "$(daemon_pid)"
+		go_on_with $dir
+	done
+}
+other_product || exit 1
 check "an upgrade under the same load: ended by SIGTERM, the new one goes on" \
 	under_load upgraded
 

@@ -80,12 +80,18 @@ prepare() {
 }
 
 install_product() {
-	local from=/mnt/host$ROOT/build/vm/opt/overlaybd over=/run/product
-	mkdir -p /opt/overlaybd /etc/overlaybd "$over/upper" "$over/work"
-	mount -t overlay -o "lowerdir=$from,upperdir=$over/upper,workdir=$over/work" \
-		product /opt/overlaybd
-	chown root /opt/overlaybd/lib/overlaybd
+	mkdir -p /etc/overlaybd
+	mount_product vm /opt/overlaybd
 	ln -sf /opt/overlaybd/bin/overlaybd /usr/bin/overlaybd
+}
+
+# mount_product BUILT DIR: what was installed into build/BUILT
+mount_product() {
+	local from=/mnt/host$ROOT/build/$1/opt/overlaybd over=/run/product-$1
+	mkdir -p "$2" "$over/upper" "$over/work"
+	mount -t overlay -o "lowerdir=$from,upperdir=$over/upper,workdir=$over/work" \
+		product "$2"
+	chown root "$2/lib/overlaybd"
 }
 
 # service_config KEYS: writes the service's configuration
