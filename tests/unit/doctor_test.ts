@@ -169,6 +169,14 @@ Deno.test("doctor: each thing that is missing, and the command for it", async ()
   }
 });
 
+Deno.test("doctor: directories that the daemon makes are not missing", async () => {
+  const defaults = {
+    "etc/overlaybd/overlaybd.json": "{}",
+    "logs/x": undefined,
+  };
+  deepEqual(await complaints(defaults), []);
+});
+
 Deno.test("doctor: a low limit of open files matters to who cannot raise it", async () => {
   const limits = "Max open files            1024   4096   files\n";
   deepEqual(await complaints({ "proc/self/limits": limits }), []);

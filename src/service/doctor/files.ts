@@ -175,7 +175,9 @@ export function checkLogDir(
 ): Finding {
   if (path === "") return fine(name, "none");
   const dir = directoryOf(path);
-  return exists(`${root}${dir}`)
+  // The daemon makes the directories of its defaults.
+  const made = path === PATHS.log || path === PATHS.audit;
+  return made || exists(`${root}${dir}`)
     ? fine(name, path)
     : missing(name, `no directory ${dir}`, `mkdir -p ${quoted(dir)}`);
 }
