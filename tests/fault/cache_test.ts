@@ -584,6 +584,63 @@ Deno.test("cacheType download without a place to go: read past it", async () => 
   }
 });
 
+Deno.test("cacheType download: a size that is not the blob's is found out", async () => {
+  using dir = tempDir();
+  const content = noise(48, 3 * UNIT + 5);
+  const origin = makeOrigin(content);
+  await using sources = sourcesOf(origin, dir.file("cache"), {
+    cacheType: "download",
+  });
+  for (const [i, size] of [1, UNIT, content.length + 1, 9 * UNIT].entries()) {
+    const layer = dir.file(`layer${i}`);
+    Deno.mkdirSync(layer);
+    // What another run left, of the size that the configuration says.
+    const left = await Deno.create(`${layer}/.download`);
+    await left.truncate(size);
+    left.close();
+    {
+      using blob = await sources.open(urlOf(content), { dir: layer, size });
+      assert.equal(blob.size, content.length);
+      await blob.prefetch(0, blob.size);
+    }
+    while (sources.blobs().size > 0) {
+      await new Promise((done) => setTimeout(done, 5));
+    }
+    assert.deepEqual(Deno.readFileSync(`${layer}/.download`), content);
+  }
+});
+
+Deno.test("cacheType download: two blobs with one directory: the second is read past it", async () => {
+  using dir = tempDir();
+  const [first, second] = [noise(49, 3 * UNIT), noise(50, 2 * UNIT)];
+  const origins = new Map(
+    [first, second].map((content) => [urlOf(content), makeOrigin(content)]),
+  );
+  const lines: string[] = [];
+  await using sources = sourcesOf(makeOrigin(first), dir.file("cache"), {
+    cacheType: "download",
+    openBlob: (url) => {
+      const origin = origins.get(url);
+      assert(origin !== undefined);
+      return origin.openBlob(url);
+    },
+    log: (line) => lines.push(line),
+  });
+  const layer = dir.file("layer");
+  Deno.mkdirSync(layer);
+  const open = (content: Bytes) => sources.open(urlOf(content), { dir: layer });
+  using one = await open(first);
+  using two = await open(second);
+  assert.match(lines.join("\n"), /cannot keep .*, reading past it/);
+  for (const [blob, content] of [[one, first], [two, second]] as const) {
+    await blob.prefetch(0, blob.size);
+    const bytes = new Uint8Array(blob.size);
+    readSource(blob.source, bytes, 0);
+    assert(sameBytes(bytes, content));
+  }
+  assert(sameBytes(Deno.readFileSync(`${layer}/.download`), first));
+});
+
 Deno.test("cacheType ocf is accepted, with a warning", async () => {
   using dir = tempDir();
   const lines: string[] = [];

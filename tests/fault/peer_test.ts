@@ -6,10 +6,11 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { readDevice } from "../../ffi/device.ts";
 import { openAudit } from "../../src/service/audit.ts";
 import { parseServiceConfig } from "../../src/service/config.ts";
 import { createLog } from "../../src/service/log.ts";
-import { createService } from "../../src/service/service.ts";
+import { createService, type ServedImage } from "../../src/service/service.ts";
 import { createRegistryClient } from "../../src/source/registry/client.ts";
 import {
   connectPeer,
@@ -24,6 +25,7 @@ import {
 } from "../lib/fake_registry.ts";
 import { mustTool, sha256, tempDir } from "../lib/env.ts";
 import { newUpper } from "../lib/product.ts";
+import { makeLayer } from "../lib/remote.ts";
 import { asyncDir, BASIC, BLOB, PATH, read } from "../lib/registry_client.ts";
 
 /** A proxy that fetches what its path names. */
@@ -201,6 +203,78 @@ Deno.test("p2p: the probe: hosts by name, IPv6, nobody there", async () => {
   const port = new URL(v4.origin).port;
   await connectPeer(`localhost:${port}/x`);
   await assert.rejects(connectPeer("http://127.0.0.1:1/x"), /refused/);
+});
+
+/** A service whose images are one layer in a registry, by p2p at first. */
+async function serveByPeer(peer: FakeRegistry) {
+  const dir = tempDir();
+  const { path, content } = await makeLayer(dir, { zfile: true, tar: false });
+  const bytes = Deno.readFileSync(path);
+  const registry = await startFake((asked) => answerRange(asked, bytes));
+  const config = dir.file("config.v1.json");
+  Deno.writeTextFileSync(
+    config,
+    JSON.stringify({
+      repoBlobUrl: `${registry.origin}/v2/a/b/blobs`,
+      lowers: [{ digest: `sha256:${sha256(bytes)}` }],
+    }),
+  );
+  const loaded = (enable: boolean) =>
+    parseServiceConfig({
+      cacheConfig: { cacheType: "file", cacheDir: dir.file("cache") },
+      p2pConfig: { enable, address: `${peer.origin}/accelerator` },
+      enableAudit: false,
+    }, "test");
+  const log = createLog({ write() {}, [Symbol.dispose]() {} }, 0);
+  const audit = openAudit(loaded(true).config, log);
+  const service = createService({ loaded: loaded(true), log, audit });
+  return {
+    service,
+    registry,
+    use: (enable: boolean) => service.apply(loaded(enable)),
+    open: (devId: string) =>
+      service.open({ path: config, transport: "nbd", devId }),
+    async check({ image }: ServedImage, at: number) {
+      const into = new Uint8Array(4096);
+      await readDevice(image.device, into, at);
+      assert.deepEqual(into, content.slice(at, at + 4096));
+    },
+    async [Symbol.asyncDispose]() {
+      await service.close();
+      await registry[Symbol.asyncDispose]();
+      dir[Symbol.dispose]();
+    },
+  };
+}
+
+Deno.test("p2p: switched off and on: running images stay as they were opened", async () => {
+  await using peer = await startPeer();
+  await using to = await serveByPeer(peer);
+  /** Who was asked meanwhile. */
+  const asked = async (work: () => Promise<unknown>) => {
+    const before = [peer.asked.length, to.registry.asked.length];
+    await work();
+    const byPeer = peer.asked.length - (before[0] ?? 0);
+    const all = to.registry.asked.length - (before[1] ?? 0);
+    return { byPeer: byPeer > 0, directly: all > byPeer };
+  };
+  const byPeer = { byPeer: true, directly: false };
+  const directly = { byPeer: false, directly: true };
+  const first = await to.open("1");
+  to.use(false);
+  let second: ServedImage | undefined;
+  assert.deepEqual(
+    await asked(async () => second = await to.open("2")),
+    directly,
+  );
+  assert(second !== undefined);
+  const other = second;
+  assert.deepEqual(await asked(() => to.check(first, 2 << 20)), byPeer);
+  assert.deepEqual(await asked(() => to.check(other, 2 << 20)), directly);
+  to.use(true);
+  await to.open("3");
+  assert.deepEqual(await asked(() => to.check(first, 5 << 20)), byPeer);
+  assert.deepEqual(await asked(() => to.check(other, 5 << 20)), directly);
 });
 
 Deno.test("p2p: decided for each image: past the cache through the proxy, else the cache", async () => {

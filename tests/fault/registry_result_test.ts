@@ -160,6 +160,37 @@ for (
       ({ response }: Asked) => range(response, "", 5),
       "Unexpected response",
     ],
+    ["gzip", ({ response }: Asked) => {
+      response.writeHead(206, {
+        "content-range": "bytes 0-4/300000",
+        "content-encoding": "gzip",
+      });
+      response.end(BLOB.subarray(0, 5));
+    }, "Unexpected response"],
+    ["a body that is shorter than it says", ({ response }: Asked) => {
+      response.writeHead(206, {
+        "content-range": "bytes 0-65535/300000",
+        "content-length": 5,
+      });
+      response.end(BLOB.subarray(0, 5));
+    }, "Unexpected response"],
+    ["400", (asked: Asked) => answerStatus(asked, 400), "Unexpected response"],
+    [
+      "a token server's 429",
+      (asked: Asked) =>
+        asked.url === "/t"
+          ? answerStatus(asked, 429)
+          : challenge(asked, 'Bearer realm="HERE/t"'),
+      "Too many requests",
+    ],
+    [
+      "a token server that answers with no token",
+      (asked: Asked) =>
+        asked.url === "/t"
+          ? asked.response.end("{}")
+          : challenge(asked, 'Bearer realm="HERE/t"'),
+      "Unexpected response",
+    ],
     [
       "a redirect loop",
       (asked: Asked) => answerStatus(asked, 307, { location: asked.url }),

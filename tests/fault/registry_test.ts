@@ -2,7 +2,19 @@
 /**
  * What a registry may do wrong, each with what comes of it: the bytes, or an
  * error of the right kind, and never other bytes (spec/registry.md,
- * sections 5 and 11).
+ * sections 5 and 11).  The rows of section 11 are here and beside:
+ *
+ * | row | where |
+ * |---|---|
+ * | 1 challenges, tokens; 4 tokens that expire or do not come | registry_token |
+ * | 2 redirects | registry_redirect |
+ * | 3 wrong and cut answers; 6 sizes and ends; 9 too many at once | here |
+ * | 5 statuses at open, at a read, outages | registry_result, registry_read |
+ * | 7 TLS, IPv6; 10 names and passwords | interop/registry, unit/credential |
+ * | 8 p2p | peer |
+ *
+ * registry_result has what the result file says, registry_read what a reader
+ * sees, of all of them.
  *
  * @module
  */

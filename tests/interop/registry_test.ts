@@ -363,6 +363,10 @@ test("client certificates: every form of key, a chain of more than 4 KiB, none",
   await checkBlob(url, { ...trust, cert: chain, key: pem(pkcs1) });
   const insecure = [`localhost:${nginx.port}`];
   await checkBlob(url, { insecure, cert: pem(user.cert), key: pem(pkcs1) });
+  // Bag attributes and the like make files long.
+  const long = "Key Attributes\n".repeat(300) + pem(user.key);
+  assert(long.length > 4096);
+  await checkBlob(url, { ...trust, cert: pem(user.cert), key: long });
   using client = createRegistryClient(trust);
   // nginx takes the handshake and answers 400.
   await rejects(client.openBlob(url).size(), "EIO", /HTTP status 400/);

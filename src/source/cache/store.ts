@@ -136,9 +136,12 @@ export async function openKept(
       throw new Error("another process writes it");
     }
     const before = known(kept, length);
-    let { size } = before;
+    const begun = before.presence !== undefined ||
+      hasHead(fd, unit, length, path);
+    // Without its head nothing of it can be used: its size is asked for, too.
+    let size = begun ? before.size : undefined;
     if (size === undefined) {
-      if (hasHead(fd, unit, length, path)) size = await origin.size(signal);
+      if (begun) size = await origin.size(signal);
       else {
         head = await firstUnits(origin, refill, signal);
         size = head.total;
