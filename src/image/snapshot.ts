@@ -19,7 +19,6 @@ import { flock, LOCK, sizeOfFd, unlinkPath } from "../../ffi/files.ts";
 import type { Source, View } from "../../ffi/handle.ts";
 import { popUpper, pushUpper, settleDevice } from "../../ffi/push.ts";
 import { syncUpper, upperBusy, upperSource } from "../../ffi/upper.ts";
-import { EngineError } from "../../ffi/errors.ts";
 import { MAX_RECORDS } from "../format/lsmt.ts";
 import { sealUpper, unsealUpper } from "../layer/commit.ts";
 import type { IoEngine } from "../layer/engine.ts";
@@ -31,13 +30,9 @@ import { keepUpper } from "./intent.ts";
 import type { OpenLower } from "./lowers.ts";
 import { prepare, type Prepared } from "./prepare.ts";
 import { isSameFile, sealedFile, SnapshotError } from "./successor.ts";
+import { switchUpper } from "./switch.ts";
 import { buildViewAsync } from "./view.ts";
 
-/** How long changes may be held up for one attempt to switch. */
-const SWITCH_LIMIT_MS = 25;
-/** Between attempts, so that what runs long can end. */
-const SWITCH_RETRY_MS = 50;
-const SWITCH_ATTEMPTS = 200;
 /** Going back has no second chance. */
 const POP_LIMIT_MS = 30_000;
 
@@ -47,7 +42,7 @@ const BUSY_POLLS = 100;
 
 /** How a snapshot went. */
 export interface SnapshotReport {
-  /** how long changes had to wait, in microseconds */
+  /** how long changes had to wait at a time, in microseconds */
   pauseUs: number;
   /** what could not be done and does no harm, one sentence each */
   warnings: string[];
@@ -55,30 +50,6 @@ export interface SnapshotReport {
 
 function reason(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
-}
-
-/** Switches changes to the new upper; returns the pause in microseconds. */
-async function switchUpper(image: OpenImage, upper: OpenUpper) {
-  for (let left = SWITCH_ATTEMPTS;; left--) {
-    try {
-      return await pushUpper(
-        image.device,
-        upper.upper,
-        MAX_RECORDS,
-        SWITCH_LIMIT_MS,
-      );
-    } catch (error) {
-      if (!(error instanceof EngineError)) throw error;
-      if (error.code === "E2BIG") {
-        throw new SnapshotError(
-          `its upper has more than ${MAX_RECORDS} records, and no reader ` +
-            "takes a layer with more",
-        );
-      }
-      if (error.code !== "ETIMEDOUT" || left === 0) throw error;
-    }
-    await new Promise((done) => setTimeout(done, SWITCH_RETRY_MS));
-  }
 }
 
 /** The old upper as the lower that a reopen would find. */
@@ -231,7 +202,9 @@ async function take(
   const prepared = await prepare(image, path, newPath);
   let pauseUs: number;
   try {
-    pauseUs = await switchUpper(image, prepared.upper);
+    pauseUs = await switchUpper((limitMs) =>
+      pushUpper(image.device, prepared.upper.upper, MAX_RECORDS, limitMs)
+    );
   } catch (error) {
     prepared.upper.close();
     await prepared.intent.drop();
