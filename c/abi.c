@@ -50,6 +50,10 @@ AT(obd_miss, first, 8);
 AT(obd_miss, count, 16);
 AT(obd_miss, kind, 24);
 
+SIZE(obd_written, 24);
+AT(obd_written, ns, 8);
+AT(obd_written, error, 16);
+
 SIZE(obd_slow_read, 40);
 AT(obd_slow_read, at, 8);
 AT(obd_slow_read, length, 16);

@@ -2,13 +2,14 @@
  *
  * core.h - the structs behind source, view, upper, device and request:
  * shared by source.c miss.c view.c upper*.c device.c push.c request.c
- * trace.c uring.c alone.
+ * trace.c uring.c buffer.c alone.
  *
  * Locks, in the order in which they may be taken:
  *   dev->lock      what a device shows, its gate (push.c)
  *   upper->order   who may change a sparse file (shared: whole blocks)
  *   upper->syncing one flush at a time
  *   upper->append  order of index records, ends of both files
+ *   buffer lock    buffers whose writes have ended (buffer.c)
  *   miss lock      parked requests, the units asked for (miss.c)
  *   trace->lock    what was read
  *   upper->maplock the map in memory
@@ -33,6 +34,7 @@ enum obd_source_kind { SRC_FILE, SRC_CACHE, SRC_ZFILE };
  * was present.  spilled is written like present, before it: a unit that is
  * here lies in the other file.  used is set by readers, cleared by who asks. */
 struct obd_units {
+	uint64_t size;               /* of the whole blob, in bytes */
 	uint64_t count;
 	uint32_t shift;              /* log2 of the unit */
 	uint64_t id;
@@ -384,6 +386,11 @@ enum obd_settled { SETTLED_RUN, SETTLED_PARKED };
 OBD_HIDDEN enum obd_settled obd_miss_settle(struct obd_request *req);
 /* Ends every parked request of dev with error. */
 OBD_HIDDEN void obd_miss_abandon(struct obd_device *dev, int error);
+/* As obd_source_fill() without an error; obd_miss_run_woken() then runs what it gathers
+ * in *woken. */
+OBD_HIDDEN void obd_miss_land(struct obd_source *cache, uint64_t first,
+			      uint64_t count, struct obd_task **woken);
+OBD_HIDDEN void obd_miss_run_woken(struct obd_task *woken);
 /* Takes a dying cache source off the queue. */
 OBD_HIDDEN void obd_miss_forget(struct obd_source *src);
 /* What was read at [at, at + n) is bad: its units must come again.  losses

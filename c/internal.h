@@ -10,6 +10,7 @@
  *   pipe.c plan.c compress.c extract.c   the pipelines (pipe.h)
  *   index.c lookup.c merge.c map.c
  *   source.c upper.c view.c device.c push.c request.c miss.c trace.c
+ *   buffer.c  bytes on their way into cache files
  *   slow.c    reads that waited for a disk
  *   wake.c    waking TypeScript
  *   netlink.c scsi.c ring*.c        TCMU (tcmu.h, ring.h)
@@ -359,6 +360,10 @@ OBD_HIDDEN bool obd_uring_submit(struct obd_uring *u);
 OBD_HIDDEN void obd_uring_reap(struct obd_uring *u);
 /* Runs task->fn(task) on a helper thread that may block. 0 or -errno. */
 OBD_HIDDEN int obd_plane_offload(struct obd_task *task);
+/* The same on one of the threads that write cache files. */
+OBD_HIDDEN int obd_plane_write(struct obd_task *task);
+/* Takes it back; false: it runs, or has run. */
+OBD_HIDDEN bool obd_plane_unwrite(struct obd_task *task);
 OBD_HIDDEN void obd_plane_stop(void);
 OBD_HIDDEN uint64_t obd_now_ms(void); /* CLOCK_MONOTONIC */
 OBD_HIDDEN uint64_t obd_now_ns(void);

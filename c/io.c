@@ -41,7 +41,9 @@ static struct {
 	uint32_t nth;    /* the call that fails first, counted down */
 	uint32_t count;  /* how many fail, 0: none */
 	int error;       /* negative */
+	uint32_t set;    /* how often they were set: ends those that hang */
 } faults[IO_OPS];
+static pthread_cond_t seams_set = PTHREAD_COND_INITIALIZER;
 static uint32_t delay_ms;
 static FILE *trace_text, *trace_data;
 static uint64_t trace_seq;
@@ -76,6 +78,16 @@ static uint64_t fd_inode(int fd)
 	return fd >= 0 && !fstat(fd, &st) ? st.st_ino : 0;
 }
 
+/* Under the lock: waits until the op's faults are set anew. */
+static int seam_hang(int op)
+{
+	uint32_t set = faults[op].set;
+
+	while (faults[op].set == set)
+		pthread_cond_wait(&seams_set, &seams_lock);
+	return 0;
+}
+
 /* Under the lock.  The error to inject, or 0 for "go on". */
 static int seam_fault(int op)
 {
@@ -86,7 +98,8 @@ static int seam_fault(int op)
 		return 0;
 	}
 	faults[op].count--;
-	return faults[op].error;
+	return faults[op].error == -OBD_IO_HANG ? seam_hang(op) :
+						  faults[op].error;
 }
 
 /* Before the call.  Reads and streams are not held in order: a pipe may
@@ -186,6 +199,8 @@ int32_t obd_io_fault(int32_t op, uint32_t nth, int32_t error, uint32_t count)
 	faults[op].nth = nth;
 	faults[op].count = count;
 	faults[op].error = error < 0 ? error : -error;
+	faults[op].set++;
+	pthread_cond_broadcast(&seams_set);
 	seams_update();
 	pthread_mutex_unlock(&seams_lock);
 	return 0;

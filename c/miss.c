@@ -251,7 +251,7 @@ static void wake(struct obd_request *req, int error,
 }
 
 /* Woken requests go on on helper threads. */
-static void run_woken(struct obd_task *woken)
+void obd_miss_run_woken(struct obd_task *woken)
 {
 	struct obd_request *req;
 
@@ -379,7 +379,7 @@ static void *timer_main(void *unused)
 		expire(now, &woken);
 		not_before = now + TICK_MS;
 		pthread_mutex_unlock(&lock);
-		run_woken(woken);
+		obd_miss_run_woken(woken);
 		pthread_mutex_lock(&lock);
 	}
 	pthread_mutex_unlock(&lock);
@@ -483,7 +483,7 @@ void obd_miss_abandon(struct obd_device *dev, int error)
 			wake(req, error, &woken);
 	}
 	pthread_mutex_unlock(&lock);
-	run_woken(woken);
+	obd_miss_run_woken(woken);
 }
 
 /* ---- answers ----------------------------------------------------------- */
@@ -495,10 +495,30 @@ static bool range_ok(const struct obd_source *src, uint64_t first,
 	       count <= src->units->count - first;
 }
 
+/* Under the lock. */
+static void land(struct obd_source *cache, uint64_t first, uint64_t count,
+		 bool spilled, struct obd_task **woken)
+{
+	struct obd_units *u = cache->units;
+
+	queue_remove(cache, first, count);
+	range_clear(u->asked, first, count);
+	range_clear(u->corrupt, first, count);
+	present_set(u, first, count, spilled);
+	wake_units(cache, first, count, woken);
+}
+
+void obd_miss_land(struct obd_source *cache, uint64_t first, uint64_t count,
+		   struct obd_task **woken)
+{
+	pthread_mutex_lock(&lock);
+	land(cache, first, count, false, woken);
+	pthread_mutex_unlock(&lock);
+}
+
 static int32_t answer(struct obd_source *cache, uint64_t first,
 		      uint64_t count, int32_t error, bool spilled)
 {
-	struct obd_units *u = cache->units;
 	struct obd_task *woken = NULL;
 
 	if (!range_ok(cache, first, count) || error > 0)
@@ -506,17 +526,15 @@ static int32_t answer(struct obd_source *cache, uint64_t first,
 	if (!count)
 		return 0;
 	pthread_mutex_lock(&lock);
-	queue_remove(cache, first, count);
-	range_clear(u->asked, first, count);
 	if (error) {
+		queue_remove(cache, first, count);
+		range_clear(cache->units->asked, first, count);
 		fail_units(cache, first, count, error, &woken);
 	} else {
-		range_clear(u->corrupt, first, count);
-		present_set(u, first, count, spilled);
-		wake_units(cache, first, count, &woken);
+		land(cache, first, count, spilled, &woken);
 	}
 	pthread_mutex_unlock(&lock);
-	run_woken(woken);
+	obd_miss_run_woken(woken);
 	return 0;
 }
 
@@ -593,7 +611,7 @@ int32_t obd_source_bitmap_set(struct obd_source *cache, const void *bits,
 		wake_units(cache, i, 1, &woken);
 	}
 	pthread_mutex_unlock(&lock);
-	run_woken(woken);
+	obd_miss_run_woken(woken);
 	return 0;
 }
 

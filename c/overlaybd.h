@@ -49,6 +49,7 @@ struct obd_device;   /* a view and an optional upper, as one disk */
 struct obd_plan;     /* a layer about to be written by compaction */
 struct obd_nbd;      /* an NBD server on one listening socket */
 struct obd_ring;     /* a TCMU device's command ring, being served */
+struct obd_buffer;   /* bytes on their way into a cache's file */
 
 /* ---- engine -------------------------------------------------------- */
 
@@ -132,7 +133,9 @@ OBD_API int32_t obd_io_port(int32_t fd);
  * result\n", and for pwrite also the bytes in a second file PATH.data. */
 OBD_API int32_t obd_io_trace(const char *path);
 /* The nth next call of op (1 = the next) and count-1 after it fail with
- * error; count 0 clears. */
+ * error; with OBD_IO_HANG they wait until this is called for op again, and
+ * then go on.  count 0 clears. */
+#define OBD_IO_HANG 100000
 OBD_API int32_t obd_io_fault(int32_t op, uint32_t nth, int32_t error,
 			     uint32_t count);
 /* A slow disk: every read that may wait takes ms longer, and none is served
@@ -527,6 +530,39 @@ OBD_API int32_t obd_source_name(struct obd_source *src, uint64_t name);
  * last call.  Returns how many. */
 OBD_API int32_t obd_slow_drain(struct obd_slow_read *out, uint32_t max,
 			       uint64_t *dropped);
+
+/* ---- writing cache files ------------------------------------------- */
+/* Writes of cache files may wait for a disk, and JavaScript must not.  A
+ * buffer is TypeScript's until obd_buffer_write(), then the library's until
+ * obd_written_drain() or obd_buffer_take_back() gives it back. */
+
+/* size bytes; tag says which one it is when it comes back, and is no other's.
+ */
+OBD_API int32_t obd_buffer_new(uint64_t size, uint64_t tag,
+			       struct obd_buffer **out);
+/* Its memory: size bytes that stay where they are. */
+OBD_API void *obd_buffer_bytes(struct obd_buffer *buffer);
+OBD_API void obd_buffer_unref(struct obd_buffer *buffer);
+/* Writes its first n bytes to cache's file at `at`, whole units or up to the
+ * blob's end, and when they are there does what obd_source_fill() does.  -EINVAL:
+ * it does not fit, or is being written.  -errno: no thread can be had. */
+OBD_API int32_t obd_buffer_write(struct obd_buffer *buffer,
+				 struct obd_source *cache, uint64_t at,
+				 uint64_t n);
+/* Its bytes go elsewhere: a write that has not ended marks nothing present.
+ * 1: none had begun, it is TypeScript's again.  0: one runs, and will come
+ * back with -ECANCELED, whatever became of it.  -EALREADY: it has ended, and
+ * comes back as it would have. */
+OBD_API int32_t obd_buffer_take_back(struct obd_buffer *buffer);
+
+struct obd_written {         /* 24 bytes */
+	uint64_t tag;        /* 0 */
+	uint64_t ns;         /* 8: how long the write took */
+	int32_t error;       /* 16: 0 or -errno */
+	uint32_t zero;       /* 20 */
+};
+/* Takes up to max ended writes, oldest first.  Returns how many. */
+OBD_API int32_t obd_written_drain(struct obd_written *out, uint32_t max);
 
 /* ---- NBD ----------------------------------------------------------- */
 

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * plane.c - the threads: workers that wait in epoll and never block, and
- * helpers that may.
+ * two pools whose threads may: helpers, and writers of cache files, so that
+ * a disk that hangs under those stops no read.
  *
  * A worker is made with the first watch and lives until obd_plane_stop().
- * A helper is made when a task finds none idle, up to HELPERS_MAX, and ends
- * after HELPER_IDLE_MS without one.  Signals are blocked in both: they are
- * the JavaScript runtime's.
+ * A pool makes a thread when a task finds none idle, up to its `most`; it
+ * ends after POOL_IDLE_MS without one.  Signals are blocked in all of them:
+ * they are the JavaScript runtime's.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -21,7 +22,8 @@
 
 #define WORKERS_MAX 4
 #define HELPERS_MAX 16
-#define HELPER_IDLE_MS 10000
+#define WRITERS_MAX 4 /* few: what they do costs the disk more than the CPU */
+#define POOL_IDLE_MS 10000
 #define STACK_BYTES (256u << 10)
 #define EVENTS_MAX 64
 #define SUBMIT_RETRY_MS 1
@@ -43,18 +45,28 @@ struct worker {
 	uint64_t uring_retry_ms; /* not before, after a failure */
 };
 
+/* Threads that take tasks in turn; under plane.lock. */
+struct pool {
+	uint32_t most;
+	pthread_cond_t work;     /* a task came, or stop */
+	struct obd_task *head, **tail;
+	uint32_t queued, threads, idle;
+};
+
 /* lock guards everything here. */
 static struct {
 	pthread_mutex_t lock;
-	pthread_cond_t work;     /* a task came, or stop */
-	pthread_cond_t gone;     /* a helper ended */
-	bool work_ready;         /* conditions use CLOCK_MONOTONIC */
+	pthread_cond_t gone;     /* a pool's thread ended */
+	bool pools_ready;        /* conditions use CLOCK_MONOTONIC */
 	bool stopping;
 	struct worker *workers[WORKERS_MAX];
 	uint32_t worker_count, next_worker;
-	struct obd_task *head, **tail;
-	uint32_t queued, helpers, idle;
-} plane = { .lock = PTHREAD_MUTEX_INITIALIZER, .tail = &plane.head };
+	struct pool helpers, writers;
+} plane = {
+	.lock = PTHREAD_MUTEX_INITIALIZER,
+	.helpers = { .most = HELPERS_MAX, .tail = &plane.helpers.head },
+	.writers = { .most = WRITERS_MAX, .tail = &plane.writers.head },
+};
 
 static __thread struct worker *this_worker;
 
@@ -291,7 +303,7 @@ int obd_plane_remove(struct obd_watch *watch)
 	return 0;
 }
 
-/* ---- helpers ------------------------------------------------------- */
+/* ---- pools --------------------------------------------------------- */
 
 static void deadline_in(struct timespec *at, uint32_t ms)
 {
@@ -304,99 +316,142 @@ static void deadline_in(struct timespec *at, uint32_t ms)
 	}
 }
 
-/* Waits for a task with plane.lock held; NULL: the helper may go. */
-static struct obd_task *next_task(void)
+static struct obd_task *pool_pop(struct pool *pool)
+{
+	struct obd_task *task = pool->head;
+
+	pool->head = task->next;
+	pool->queued--;
+	if (!pool->head)
+		pool->tail = &pool->head;
+	return task;
+}
+
+/* Waits for a task with plane.lock held; NULL: the thread may go. */
+static struct obd_task *next_task(struct pool *pool)
 {
 	struct timespec until;
-	struct obd_task *task;
 
-	deadline_in(&until, HELPER_IDLE_MS);
-	while (!plane.head) {
+	deadline_in(&until, POOL_IDLE_MS);
+	while (!pool->head) {
 		int rc;
 
 		if (plane.stopping)
 			return NULL;
-		plane.idle++;
-		rc = pthread_cond_timedwait(&plane.work, &plane.lock, &until);
-		plane.idle--;
-		if (rc == ETIMEDOUT && !plane.head)
+		pool->idle++;
+		rc = pthread_cond_timedwait(&pool->work, &plane.lock, &until);
+		pool->idle--;
+		if (rc == ETIMEDOUT && !pool->head)
 			return NULL;
 	}
-	task = plane.head;
-	plane.head = task->next;
-	plane.queued--;
-	if (!plane.head)
-		plane.tail = &plane.head;
-	return task;
+	return pool_pop(pool);
 }
 
-static void *helper_main(void *arg)
+static void *pool_main(void *arg)
 {
+	struct pool *pool = arg;
 	struct obd_task *task;
 
-	(void)arg;
 	pthread_detach(pthread_self());
 	pthread_mutex_lock(&plane.lock);
-	while ((task = next_task())) {
+	while ((task = next_task(pool))) {
 		pthread_mutex_unlock(&plane.lock);
 		task->fn(task);
 		pthread_mutex_lock(&plane.lock);
 	}
-	plane.helpers--;
+	pool->threads--;
 	pthread_cond_broadcast(&plane.gone);
 	pthread_mutex_unlock(&plane.lock);
 	return NULL;
 }
 
 /* Called with plane.lock held. */
-static void prepare_conditions(void)
+static void prepare_pools(void)
 {
 	pthread_condattr_t attr;
 
-	if (plane.work_ready)
+	if (plane.pools_ready)
 		return;
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&plane.work, &attr);
+	pthread_cond_init(&plane.helpers.work, &attr);
+	pthread_cond_init(&plane.writers.work, &attr);
 	pthread_cond_init(&plane.gone, &attr);
 	pthread_condattr_destroy(&attr);
-	plane.work_ready = true;
+	plane.pools_ready = true;
 }
 
-int obd_plane_offload(struct obd_task *task)
+static int pool_add(struct pool *pool, struct obd_task *task)
 {
 	pthread_t thread;
 	int rc = 0;
 
 	task->next = NULL;
 	pthread_mutex_lock(&plane.lock);
-	prepare_conditions();
-	if (plane.queued >= plane.idle && plane.helpers < HELPERS_MAX) {
-		rc = start_thread(&thread, helper_main, NULL);
+	prepare_pools();
+	if (pool->queued >= pool->idle && pool->threads < pool->most) {
+		rc = start_thread(&thread, pool_main, pool);
 		if (!rc)
-			plane.helpers++;
-		else if (plane.helpers > 0)
+			pool->threads++;
+		else if (pool->threads > 0)
 			rc = 0; /* one that runs will take it */
 	}
 	if (!rc) {
-		*plane.tail = task;
-		plane.tail = &task->next;
-		plane.queued++;
-		pthread_cond_signal(&plane.work);
+		*pool->tail = task;
+		pool->tail = &task->next;
+		pool->queued++;
 	}
 	pthread_mutex_unlock(&plane.lock);
+	/* After the lock, which who wakes takes first. */
+	if (!rc)
+		pthread_cond_signal(&pool->work);
 	return rc;
+}
+
+static bool pool_take_back(struct pool *pool, struct obd_task *task)
+{
+	struct obd_task **at;
+
+	pthread_mutex_lock(&plane.lock);
+	for (at = &pool->head; *at && *at != task; at = &(*at)->next)
+		;
+	if (*at) {
+		*at = task->next;
+		pool->queued--;
+		if (pool->tail == &task->next)
+			pool->tail = at;
+	} else {
+		task = NULL;
+	}
+	pthread_mutex_unlock(&plane.lock);
+	return task != NULL;
+}
+
+int obd_plane_offload(struct obd_task *task)
+{
+	return pool_add(&plane.helpers, task);
+}
+
+int obd_plane_write(struct obd_task *task)
+{
+	return pool_add(&plane.writers, task);
+}
+
+bool obd_plane_unwrite(struct obd_task *task)
+{
+	return pool_take_back(&plane.writers, task);
 }
 
 /* ---- stop ---------------------------------------------------------- */
 
-static void stop_helpers(void)
+static void stop_pools(void)
 {
 	pthread_mutex_lock(&plane.lock);
-	prepare_conditions();
+	prepare_pools();
 	plane.stopping = true;
-	pthread_cond_broadcast(&plane.work);
-	while (plane.helpers > 0)
+	pthread_cond_broadcast(&plane.helpers.work);
+	pthread_cond_broadcast(&plane.writers.work);
+	while (plane.helpers.threads + plane.writers.threads > 0)
 		pthread_cond_wait(&plane.gone, &plane.lock);
 	plane.stopping = false;
 	pthread_mutex_unlock(&plane.lock);
@@ -418,5 +473,5 @@ void obd_plane_stop(void)
 		plane.workers[i] = NULL;
 	}
 	plane.worker_count = 0;
-	stop_helpers();
+	stop_pools();
 }

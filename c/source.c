@@ -107,6 +107,7 @@ static struct obd_units *units_alloc(uint64_t size, uint32_t unit,
 	if (!u)
 		return NULL;
 	u->shift = (uint32_t)__builtin_ctz(unit);
+	u->size = size;
 	u->count = (size >> u->shift) + ((size & (unit - 1)) != 0);
 	u->id = id;
 	atomic_init(&u->spill_fd, -1);

@@ -162,6 +162,9 @@ export const IO = {
   UNLINK: 8,
 } as const;
 
+/** As an errno for {@linkcode faultIo}: hangs until that is called again. */
+export const HANG = 100_000;
+
 /** Makes the nth next operation, and count-1 after it, fail with errno. */
 export function faultIo(
   op: number,

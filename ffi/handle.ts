@@ -26,6 +26,7 @@ export type View = Handle<"view">;
 export type Upper = Handle<"upper">;
 export type Device = Handle<"device">;
 export type Plan = Handle<"plan">;
+export type Buffer = Handle<"buffer">;
 
 export function u64(value: U64): bigint {
   return typeof value === "bigint" ? value : BigInt(value);

@@ -796,6 +796,48 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_buffer_new: {
+    parameters: [
+      "u64", // uint64_t size
+      "u64", // uint64_t tag
+      "buffer", // struct obd_buffer **out
+    ],
+    result: "i32",
+  },
+  obd_buffer_bytes: {
+    parameters: [
+      "pointer", // struct obd_buffer *buffer
+    ],
+    result: "pointer",
+  },
+  obd_buffer_unref: {
+    parameters: [
+      "pointer", // struct obd_buffer *buffer
+    ],
+    result: "void",
+  },
+  obd_buffer_write: {
+    parameters: [
+      "pointer", // struct obd_buffer *buffer
+      "pointer", // struct obd_source *cache
+      "u64", // uint64_t at
+      "u64", // uint64_t n
+    ],
+    result: "i32",
+  },
+  obd_buffer_take_back: {
+    parameters: [
+      "pointer", // struct obd_buffer *buffer
+    ],
+    result: "i32",
+  },
+  obd_written_drain: {
+    parameters: [
+      "buffer", // struct obd_written *out
+      "u32", // uint32_t max
+    ],
+    result: "i32",
+  },
   obd_slow_watch: {
     parameters: [
       "u64", // uint64_t cache_ns

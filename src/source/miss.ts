@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * Takes misses off the library's queue and gives each to the source it is
- * for.
+ * for; tells of the writes that bring what was missed.
  *
  * @module
  */
+import { drainWritten } from "../../ffi/buffer.ts";
 import { drainMisses, type Miss } from "../../ffi/miss.ts";
 import { onWake } from "../../ffi/wake.ts";
 
@@ -16,8 +17,19 @@ let nextId = 1;
 let wake: Disposable | undefined;
 
 function drain(): void {
-  // A source that was closed meanwhile has nobody who waits.
-  for (const miss of drainMisses()) fetchers.get(miss.source)?.(miss);
+  const misses = drainMisses();
+  // Then: what was written before one of its units was found damaged is known
+  // to be.
+  drainWritten();
+  for (const miss of misses) {
+    try {
+      // A source that was closed meanwhile has nobody who waits.
+      fetchers.get(miss.source)?.(miss);
+    } catch (error) {
+      // The others have their turn, and somebody hears of it.
+      reportError(error);
+    }
+  }
 }
 
 /** A number that no other source has. */

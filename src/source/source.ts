@@ -52,14 +52,33 @@ export interface RangeBody {
   /** bytes of this range: fewer than asked for only at the blob's end */
   readonly length: number;
   /**
-   * The next bytes, as many as `into` has room for; fewer only at the end.
-   * `into` is given away: what is returned lies in its memory.
+   * The next bytes as they come, at most `max`, none only at the end.  They
+   * are lent: what is returned is good until the next call.
    *
    * @throws {SourceError} they do not come
    */
+  next(max: number): Promise<Uint8Array>;
+  /**
+   * The next bytes, as many as `into` has room for; fewer only at the end.
+   *
+   * @returns the part of `into` that they are in
+   * @throws {SourceError} they do not come
+   */
   read(into: Bytes): Promise<Bytes>;
-  /** Wants no more of it; needless at its end. */
+  /** Wants no more of it, nor what was lent last. */
   cancel(): void;
+}
+
+/** `read` by `next`. */
+export async function readInto(body: RangeBody, into: Bytes): Promise<Bytes> {
+  let n = 0;
+  while (n < into.length) {
+    const bytes = await body.next(into.length - n);
+    if (bytes.length === 0) break;
+    into.set(bytes, n);
+    n += bytes.length;
+  }
+  return into.subarray(0, n);
 }
 
 /** A blob somewhere else, readable by range. */

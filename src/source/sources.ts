@@ -47,6 +47,8 @@ export interface SourceSetOptions {
   maxRequests?: number;
   /** while another process holds the directory, blobs are read through it */
   borrow?: boolean;
+  /** ms after which a write to the cache is given up */
+  writeMs?: number;
   log: (line: string) => void;
   audit?: (done: SourceAudit) => void;
   onEviction?: (report: EvictionReport) => void;
@@ -155,6 +157,7 @@ export function createSources(options: SourceSetOptions): SourceSet {
     spill: createSpillBudget(SPILL_MAX),
     log,
     onFull: pool.makeRoom,
+    writeMs: options.writeMs,
     onDownload(name, offset, size, latencyUs) {
       const pathname = `/${name}`;
       options.audit?.({ op: "download", pathname, offset, size, latencyUs });

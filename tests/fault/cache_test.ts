@@ -257,7 +257,7 @@ Deno.test("a full cache disk: what is there stays, the rest is read past it", as
   const before = origin.delivered;
   // The write, and once more after making room; then the other file.
   faultIo(IO.PWRITE, 1, ENOSPC, 2);
-  await blob.prefetch(0, blob.size);
+  for (let at = 0; at < blob.size; at += UNIT) await blob.prefetch(at, UNIT);
   faultIo(IO.PWRITE, 1, 0, 0);
   const got = new Uint8Array(blob.size);
   readSource(blob.source, got, 0);
@@ -267,7 +267,7 @@ Deno.test("a full cache disk: what is there stays, the rest is read past it", as
   assert.equal(said.length, 1);
 });
 
-Deno.test("a disk that is full amid a unit: its first part is taken along", async () => {
+Deno.test("a disk that is full amid an answer: what has come is taken along", async () => {
   using dir = tempDir();
   const content = noise(47, 4 << 20);
   const origin = makeOrigin(content);
@@ -277,8 +277,8 @@ Deno.test("a disk that is full amid a unit: its first part is taken along", asyn
   using blob = await sources.open(urlOf(content));
   await blob.need(0, 1);
   const before = origin.requests.length;
-  // The ninth piece of a unit, and once more after making room.
-  faultIo(IO.PWRITE, 9, ENOSPC, 2);
+  // The third write of the answer and two more, maybe after making room.
+  faultIo(IO.PWRITE, 3, ENOSPC, 3);
   await blob.prefetch(0, blob.size);
   faultIo(IO.PWRITE, 1, 0, 0);
   assert.equal(origin.requests.length, before + 1);

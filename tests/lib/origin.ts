@@ -13,6 +13,7 @@ import type { CachedBlob } from "../../src/source/cache/blob.ts";
 import {
   type Blob,
   type RangeBody,
+  readInto,
   SourceError,
 } from "../../src/source/source.ts";
 import {
@@ -36,6 +37,8 @@ export interface Origin {
   failures: number;
   /** after how many bytes an answer ends in an error; undefined: never */
   cut: number | undefined;
+  /** bytes that come at once, at most */
+  chunk: number;
   /** how many requests bring wrong bytes from now on */
   damage: number;
   /** called before an answer */
@@ -52,6 +55,7 @@ export function makeOrigin(content: Bytes): Origin {
     delay: 0,
     failures: 0,
     cut: undefined,
+    chunk: 100_000,
     damage: 0,
     before: () => Promise.resolve(),
     openBlob: (url) => blobOf(origin, url),
@@ -96,22 +100,27 @@ function blobOf(origin: Origin, name: string): Blob {
       bytes.fill(0xaa);
     }
     let done = 0;
-    return {
+    const body: RangeBody = {
       total: content.length,
       length: bytes.length,
-      async read(into) {
-        const n = Math.min(into.length, bytes.length - done);
+      async next(max) {
         await Promise.race([Promise.resolve(), over]);
-        if (cut !== undefined && done + n > cut) {
+        const n = Math.min(
+          max,
+          origin.chunk,
+          Math.min(bytes.length, cut ?? Infinity) - done,
+        );
+        if (n === 0 && done < bytes.length) {
           throw new SourceError("EIO", `cannot read ${name}: cut`);
         }
-        into.set(bytes.subarray(done, done + n));
         done += n;
         origin.delivered += n;
-        return into.subarray(0, n);
+        return bytes.subarray(done - n, done);
       },
+      read: (into) => readInto(body, into),
       cancel() {},
     };
+    return body;
   };
   return {
     name,

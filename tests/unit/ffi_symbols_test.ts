@@ -3,7 +3,7 @@ import { deepStrictEqual as assertEquals } from "node:assert/strict";
 import { symbols } from "../../ffi/symbols.ts";
 
 const HANDLES =
-  /^struct obd_(source|index|view|upper|device|plan|nbd|ring) \*$/;
+  /^struct obd_(source|index|view|upper|device|plan|nbd|ring|buffer) \*$/;
 const SCALARS: Readonly<Record<string, string>> = {
   int32_t: "i32",
   uint32_t: "u32",

@@ -67,6 +67,8 @@ export interface BlobOptions extends FetchParts {
   /** makes room on a full disk, if it can */
   onFull: () => Promise<void>;
   onWrite: (at: number, bytes: number, us: number) => void;
+  /** ms after which a write is given up */
+  writeMs?: number | undefined;
   /** every unit is in the file */
   onWhole: () => void;
 }
@@ -140,8 +142,13 @@ export interface OwnedBlob extends CachedBlob {
   drop(): void;
   /** What may be evicted; harvests what was read since the last call. */
   evictable(now: number): Generator<Evictable>;
-  /** Ends fetches; after it nothing changes the file. */
+  /**
+   * Ends fetches; after it nothing changes the file but writes that were given
+   * up: these bring what it should hold.
+   */
   settle(): Promise<void>;
+  /** such writes */
+  late(): number;
 }
 
 /** Opens a blob; takes the descriptor and the head over. */
@@ -185,15 +192,20 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
     media,
     has: (i) => hasBit(here, i),
     // Twice damaged in the file: the disk below may be what is bad.
-    place: (i) => (damage.get(i)?.times ?? 0) > 1 ? "spill" : undefined,
-    onLand(place, first, n) {
-      media.land(place, first, n);
+    place({ first, count: n }) {
+      for (let i = first; damage.size > 0 && i < first + n; i++) {
+        if ((damage.get(i)?.times ?? 0) > 1) return "spill";
+      }
+      return undefined;
+    },
+    onLand({ first, count: n }) {
+      const now = Date.now();
       for (let i = first; i < first + n; i++) {
         if (!hasBit(here, i)) left--;
         putBit(here, i, true);
         const before = damage.get(i);
-        if (before !== undefined) before.at = Date.now();
-        if (lastUsed !== undefined) lastUsed[i] = Date.now() / 1000;
+        if (before !== undefined) before.at = now;
+        if (lastUsed !== undefined) lastUsed[i] = now / 1000;
       }
       if (left === 0 && kept && media.spilled().size === 0) options.onWhole();
     },
@@ -374,6 +386,7 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
       }
     },
     settle,
+    late: media.late,
     close,
     [Symbol.dispose]: close,
   };

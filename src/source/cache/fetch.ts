@@ -1,21 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * Brings units of a blob: each once, whoever asks for it, and each as soon
- * as its last byte is here (spec/cache.md, section 5).
+ * as its last byte is here (spec/cache.md, section 5).  What has come is
+ * written while the next is on its way.
  *
  * @module
  */
-import type { Bytes } from "../../../ffi/handle.ts";
 import { type Blob, type RangeBody, SourceError } from "../source.ts";
 import type { Media, Place } from "./media.ts";
 import type { Scheduler } from "./schedule.ts";
 import { type Run, runsOf } from "./units.ts";
+import { createWrites } from "./writes.ts";
 
 /** Bytes that one request brings at most. */
 const REQUEST_MAX = 4 << 20;
-/** Bytes that are read and written at once. */
-const PIECE = 64 << 10;
-const PAGE = 4096;
 
 /** Who is told of reads from the network. */
 export type OnDownload = (
@@ -42,9 +40,15 @@ export interface FetcherOptions extends FetchParts {
   media: Media;
   stats: { fetches: number; fetchedBytes: number };
   has: (unit: number) => boolean;
-  /** where a unit has to go, where that matters */
-  place: (unit: number) => Place | undefined;
-  onLand: (place: Place, first: number, count: number) => void;
+  /** where units have to go, where that matters */
+  place: (run: Run) => Place | undefined;
+  onLand: (run: Run) => void;
+}
+
+/** Who waits for several units; left: how many of them are not there yet. */
+interface Waiter {
+  left: number;
+  done: PromiseWithResolvers<void>;
 }
 
 /** See the module's comment. */
@@ -77,6 +81,8 @@ interface Flight {
   stop: AbortController;
   /** some of it is here */
   landed: boolean;
+  /** for each of its units that somebody waits for */
+  waiters: Map<number, Waiter[]>;
   /** never rejects */
   ended: Promise<void>;
 }
@@ -92,7 +98,7 @@ export function createFetcher(
   const origins = [blob];
   let origin = 0;
   const most = Math.max(1, Math.floor(REQUEST_MAX / unit));
-  const running = new Map<number, PromiseWithResolvers<void>>();
+  const running = new Map<number, Flight>();
   const flights = new Set<Flight>();
 
   const closed = () =>
@@ -106,30 +112,35 @@ export function createFetcher(
     run: Run,
     body: RangeBody,
     signal: AbortSignal,
-    landed: (unit: number) => void,
+    landed: (run: Run) => void,
   ) => {
-    let memory: Bytes = new Uint8Array(Math.max(PIECE, PAGE));
-    const end = run.first * unit + body.length;
-    let begun: Place | undefined;
-    for (let at = run.first * unit; at < end;) {
-      const here = Math.floor(at / unit);
-      // Whole units, or a part of one.
-      const whole = unit < PIECE ? PIECE : Math.min(unit, PIECE);
-      const n = Math.min(whole, end - at);
-      const bytes = await body.read(memory.subarray(0, n));
-      memory = new Uint8Array(bytes.buffer);
-      if (signal.aborted) throw closed();
-      const place = await media.write(at, bytes, begun ?? options.place(here));
-      if (stop.signal.aborted) throw closed();
-      stats.fetchedBytes += n;
-      at += n;
-      const done = at === size ? count : Math.floor(at / unit);
-      if (done > here) {
-        options.onLand(place, here, done - here);
-        for (let i = here; i < done; i++) landed(i);
+    const begin = run.first * unit;
+    const end = begin + body.length;
+    const writes = createWrites({
+      media,
+      unit,
+      begin,
+      end,
+      place: options.place,
+      onLand(there) {
+        stats.fetchedBytes +=
+          Math.min(size, unit * (there.first + there.count)) -
+          unit * there.first;
+        options.onLand(there);
+        landed(there);
+      },
+    });
+    try {
+      for (let at = begin; at < end;) {
+        const chunk = await body.next(end - at);
+        if (signal.aborted) throw closed();
+        at += chunk.length;
+        await writes.add(chunk);
       }
-      begun = at % unit === 0 ? undefined : place;
+    } finally {
+      await writes.settle();
     }
+    writes.check();
   };
 
   const request = async (
@@ -154,7 +165,7 @@ export function createFetcher(
   const fetchRun = async (
     run: Run,
     signal: AbortSignal,
-    landed: (unit: number) => void,
+    landed: (run: Run) => void,
     head?: RangeBody,
   ) => {
     const start = performance.now();
@@ -166,52 +177,68 @@ export function createFetcher(
       await receive(run, body, signal, landed);
       options.onDownload(from().name, at, body.length, us());
     } catch (error) {
-      body?.cancel();
       options.onDownload(from().name, at, -1, us());
       origin++;
       throw error;
+    } finally {
+      body?.cancel();
     }
   };
 
   const fly = (run: Run, head?: RangeBody) => {
-    const waits = new Map<number, PromiseWithResolvers<void>>();
-    for (let i = run.first; i < run.first + run.count; i++) {
-      const wait = Promise.withResolvers<void>();
-      // Nobody may wait for it.
-      wait.promise.catch(() => {});
-      waits.set(i, wait);
-      running.set(i, wait);
-    }
-    const end = (
-      i: number,
-      how: (wait: PromiseWithResolvers<void>) => void,
-    ) => {
-      const wait = waits.get(i);
-      if (wait === undefined) return;
-      waits.delete(i);
-      if (running.get(i) === wait) running.delete(i);
-      how(wait);
-    };
     const own = new AbortController();
-    const landed = (i: number) => {
-      flight.landed = true;
-      end(i, (wait) => wait.resolve());
+    /** These are not on their way any more. */
+    const end = ({ first, count }: Run, how: (waiter: Waiter) => void) => {
+      for (let i = first; i < first + count; i++) {
+        if (running.get(i) !== flight) continue;
+        running.delete(i);
+        flight.waiters.get(i)?.forEach(how);
+      }
     };
-    const work = () => fetchRun(run, own.signal, landed, head);
+    const landed = (there: Run) => {
+      flight.landed = true;
+      end(there, (waiter) => {
+        if (--waiter.left === 0) waiter.done.resolve();
+      });
+    };
     const fail = (error: unknown) => {
       const cause = stop.signal.aborted
         ? closed()
         : own.signal.aborted
         ? dropped()
         : error;
-      for (const i of [...waits.keys()]) end(i, (wait) => wait.reject(cause));
+      end(run, (waiter) => waiter.done.reject(cause));
     };
-    const ended =
-      (head === undefined ? scheduler.run(blob, own.signal, work) : work())
-        .catch(fail);
-    const flight: Flight = { run, stop: own, landed: false, ended };
+    const flight: Flight = {
+      run,
+      stop: own,
+      landed: false,
+      waiters: new Map(),
+      ended: Promise.resolve(),
+    };
+    for (let i = run.first; i < run.first + run.count; i++) {
+      running.set(i, flight);
+    }
     flights.add(flight);
-    ended.finally(() => flights.delete(flight));
+    const work = () => fetchRun(run, own.signal, landed, head);
+    flight.ended =
+      (head === undefined ? scheduler.run(blob, own.signal, work) : work())
+        .catch(fail)
+        .finally(() => flights.delete(flight));
+  };
+
+  /** Waits for those of a run that are on their way. */
+  const landing = (run: Run): Promise<void> | undefined => {
+    const waiter: Waiter = { left: 0, done: Promise.withResolvers() };
+    for (let i = run.first; i < run.first + run.count; i++) {
+      const waiters = running.get(i)?.waiters;
+      if (waiters === undefined) continue;
+      waiter.left++;
+      const others = waiters.get(i);
+      if (others === undefined) waiters.set(i, [waiter]);
+      else others.push(waiter);
+    }
+    return waiter.left === 0 ? undefined : waiter.done.promise;
   };
 
   const start = (run: Run) => {
@@ -224,12 +251,7 @@ export function createFetcher(
     async need(run) {
       if (stop.signal.aborted) throw closed();
       start(run);
-      const waits: Promise<void>[] = [];
-      for (let i = run.first; i < run.first + run.count; i++) {
-        const already = running.get(i);
-        if (already !== undefined) waits.push(already.promise);
-      }
-      await Promise.all(waits);
+      await landing(run);
     },
     ahead(run) {
       const end = Math.min(count, run.first + run.count);

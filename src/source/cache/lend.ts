@@ -8,7 +8,7 @@
  */
 import * as z from "zod/mini";
 import type { Bytes } from "../../../ffi/handle.ts";
-import { type Blob, type RangeBody, SourceError } from "../source.ts";
+import { type Blob, type RangeBody, readInto, SourceError } from "../source.ts";
 import type { SourceSet } from "../sources.ts";
 import type { CachedBlob } from "./blob.ts";
 
@@ -30,6 +30,8 @@ const answerSchema = z.object({
 const LINGER_MS = 10_000;
 /** Bytes that are fetched and sent at a time. */
 const PIECE = 1 << 20;
+/** Bytes that are taken from the holder at a time, at most. */
+const LENT = 256 << 10;
 /** What was fetched can be evicted before it is read: it is fetched again. */
 const TRIES = 3;
 /** Without a byte for so long an answer counts as lost. */
@@ -196,27 +198,29 @@ async function borrow(
     if (result === undefined) throw new Error(error ?? "no answer");
     let left = rest;
     let toCome = result.length;
-    return {
+    const memory = new Uint8Array(Math.min(LENT, toCome));
+    const body: RangeBody = {
       ...result,
-      async read(into) {
-        const want = Math.min(into.length, toCome);
-        let done = Math.min(left.length, want);
-        into.set(left.subarray(0, done));
-        left = left.subarray(done);
-        while (done < want) {
-          const got = await stream.read(into.subarray(done, want))
+      async next(max) {
+        let bytes = left.subarray(0, Math.min(max, toCome));
+        left = left.subarray(bytes.length);
+        const want = Math.min(max, toCome, memory.length);
+        if (bytes.length === 0 && want > 0) {
+          const got = await stream.read(memory.subarray(0, want))
             .catch((cause) => {
               throw early(cause);
             });
           if (got === 0) throw early();
-          done += got;
+          bytes = memory.subarray(0, got);
         }
-        toCome -= done;
+        toCome -= bytes.length;
         if (toCome === 0) stream.close();
-        return into.subarray(0, done);
+        return bytes;
       },
+      read: (into) => readInto(body, into),
       cancel: stream.close,
     };
+    return body;
   } catch (error) {
     stream.close();
     throw error;

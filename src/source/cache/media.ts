@@ -5,10 +5,11 @@
  *
  * @module
  */
-import { evict, fill, fillSpilled, spillSource } from "../../../ffi/cache.ts";
+import { isLate, type WriteBuffer, writeBuffer } from "../../../ffi/buffer.ts";
+import { evict, fillSpilled, spillSource } from "../../../ffi/cache.ts";
 import { EngineError } from "../../../ffi/errors.ts";
-import { closeFd, preadFd, punchFd, pwriteFd } from "../../../ffi/files.ts";
-import type { Bytes, Source } from "../../../ffi/handle.ts";
+import { closeFd, punchFd, pwriteFd } from "../../../ffi/files.ts";
+import type { Source } from "../../../ffi/handle.ts";
 import { openUnlinked } from "./file.ts";
 import type { SpillBudget } from "./spill.ts";
 
@@ -32,6 +33,8 @@ export interface MediaOptions {
   onFull: () => Promise<void>;
   /** the budget is used up: the blob has to forget a unit */
   onDrop: (unit: number) => void;
+  /** ms after which a write is given up */
+  writeMs?: number | undefined;
   /** a write has ended */
   onWrite: (at: number, bytes: number, us: number) => void;
   log: (line: string) => void;
@@ -40,29 +43,36 @@ export interface MediaOptions {
 /** See the module's comment. */
 export interface Media {
   /**
-   * Writes a piece of a unit, or whole ones.
+   * Writes the first `n` bytes of a buffer, whole units or up to the blob's
+   * end, on another thread, and lets go on who waits for them.
    *
-   * @param begun where the unit's earlier pieces are
-   * @returns where it is
+   * @param wanted the only file that will do; undefined: either
+   * @param onLand called before the promise resolves: they are there
    * @throws {EngineError} nowhere
    */
-  write(at: number, bytes: Bytes, begun?: Place): Promise<Place>;
-  /** Units are there: whoever waits for them goes on. */
-  land(place: Place, first: number, count: number): void;
+  write(
+    buffer: WriteBuffer,
+    at: number,
+    n: number,
+    wanted: Place | undefined,
+    onLand: () => void,
+  ): Promise<void>;
   /** A unit is there no longer; its space is given back. */
   drop(unit: number): void;
   /** the units that are not in the cache's file */
   spilled(): ReadonlySet<number>;
   /** The cache's file is not changed any more. */
   freeze(): void;
+  /** writes to the cache's file that were given up and have not ended */
+  late(): number;
   /** Lets the budget go. */
   close(): void;
 }
 
-const PIECE = 256 << 10;
+/** A write that takes longer is given up, and its file left alone. */
+const WRITE_MS = 5_000;
 /** So long a file that failed is left alone. */
 const PAUSE_MS = 10_000;
-const EROFS = 30;
 
 /** Makes the media of an open blob. */
 export function openMedia(options: MediaOptions): Media {
@@ -72,6 +82,7 @@ export function openMedia(options: MediaOptions): Media {
   let pausedUntil = -Infinity;
   let failing = false;
   let frozen = false;
+  let late = 0;
 
   const openSpill = (): number => {
     if (spillFd !== undefined) return spillFd;
@@ -85,29 +96,50 @@ export function openMedia(options: MediaOptions): Media {
     spillFd = fd;
     return fd;
   };
-  // At once: a thread of Deno's pool may not come while reads that wait for
-  // these bytes hold all of them.
-  const toFile = (at: number, bytes: Bytes) => {
-    options.onChange();
-    const start = performance.now();
-    try {
-      pwriteFd(fd, bytes, at);
-      failing = false;
-      options.onWrite(at, bytes.length, (performance.now() - start) * 1000);
-    } catch (error) {
-      options.onWrite(at, -1, (performance.now() - start) * 1000);
-      throw error;
+  const land = (place: Place, at: number, n: number) => {
+    if (kept && place === "file") return;
+    for (let i = at / unit; i * unit < at + n; i++) {
+      if (place === "spill") spilled.add(i);
+      spill.add(source, i, unit, () => options.onDrop(i));
     }
   };
-  /** The pieces of a unit that are in the file already. */
-  const moveToSpill = (from: number, to: number) => {
-    const piece = new Uint8Array(Math.min(PIECE, to - from));
-    for (let at = from; at < to; at += piece.length) {
-      const part = piece.subarray(0, Math.min(PIECE, to - at));
-      preadFd(fd, part, at);
-      pwriteFd(openSpill(), part, at);
-    }
+  // In memory mostly: not worth another thread, and none may be left.
+  const toSpill = (
+    { bytes }: WriteBuffer,
+    at: number,
+    n: number,
+    onLand: () => void,
+  ) => {
+    pwriteFd(openSpill(), bytes.subarray(0, n), at);
+    const first = at / unit;
+    fillSpilled(source, first, Math.ceil((at + n) / unit) - first);
+    land("spill", at, n);
+    onLand();
   };
+  const toFile = (
+    buffer: WriteBuffer,
+    at: number,
+    n: number,
+    onLand: () => void,
+  ) =>
+    new Promise<void>((resolve, reject) => {
+      options.onChange();
+      writeBuffer(buffer, source, at, n, {
+        limitMs: options.writeMs ?? WRITE_MS,
+        onEnd(error, us) {
+          options.onWrite(at, error === undefined ? n : -1, us);
+          if (error !== undefined) {
+            if (isLate(buffer)) late++;
+            return reject(error);
+          }
+          failing = false;
+          land("file", at, n);
+          onLand();
+          resolve();
+        },
+        onLate: () => void late--,
+      });
+    });
   const leaveFile = (error: unknown) => {
     pausedUntil = performance.now() + PAUSE_MS;
     // Said once, until it works again.
@@ -120,41 +152,8 @@ export function openMedia(options: MediaOptions): Media {
     }
     failing = true;
   };
-  const write = async (
-    at: number,
-    bytes: Bytes,
-    begun?: Place,
-  ): Promise<Place> => {
-    const paused = frozen || kept && performance.now() < pausedUntil;
-    const place = begun ?? (paused ? "spill" : "file");
-    if (frozen && place === "file") {
-      throw new EngineError(EROFS, `cannot keep ${name}`);
-    }
-    if (place === "spill") {
-      pwriteFd(openSpill(), bytes, at);
-      return place;
-    }
-    try {
-      toFile(at, bytes);
-      return place;
-    } catch (error) {
-      if (!kept) throw error;
-      const full = error instanceof EngineError &&
-        (error.code === "ENOSPC" || error.code === "EDQUOT");
-      if (full) {
-        await options.onFull();
-        try {
-          toFile(at, bytes);
-          return place;
-        } catch {
-          // Told below, as what it was at first.
-        }
-      }
-      leaveFile(error);
-      moveToSpill(at - at % unit, at);
-      return await write(at, bytes, "spill");
-    }
-  };
+  const isOpen = () =>
+    !frozen && late === 0 && !(kept && performance.now() < pausedUntil);
   const punch = (file: number, i: number) => {
     try {
       punchFd(file, i * unit, unit);
@@ -163,14 +162,27 @@ export function openMedia(options: MediaOptions): Media {
     }
   };
   return {
-    write,
-    land(place, first, count) {
-      if (place === "spill") fillSpilled(source, first, count);
-      else fill(source, first, count);
-      if (kept && place === "file") return;
-      for (let i = first; i < first + count; i++) {
-        if (place === "spill") spilled.add(i);
-        spill.add(source, i, unit, () => options.onDrop(i));
+    async write(buffer, at, n, wanted, onLand) {
+      if (wanted === "spill" || !isOpen()) {
+        return toSpill(buffer, at, n, onLand);
+      }
+      try {
+        return await toFile(buffer, at, n, onLand);
+      } catch (error) {
+        const code = error instanceof EngineError ? error.code : "";
+        if (!kept && code !== "ETIMEDOUT") throw error;
+        if (code === "ENOSPC" || code === "EDQUOT") {
+          await options.onFull();
+          if (isOpen()) {
+            try {
+              return await toFile(buffer, at, n, onLand);
+            } catch {
+              // Told below, as what it was at first.
+            }
+          }
+        }
+        leaveFile(error);
+        toSpill(buffer, at, n, onLand);
       }
     },
     drop(i) {
@@ -188,6 +200,7 @@ export function openMedia(options: MediaOptions): Media {
     freeze() {
       frozen = true;
     },
+    late: () => late,
     close: () => spill.forget(source),
   };
 }

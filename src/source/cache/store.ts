@@ -239,7 +239,8 @@ export async function openKept(
       await blob.settle();
       await checking;
       try {
-        await leave();
+        // Nothing comes back from a disk that hangs.
+        if (blob.late() === 0) await leave();
       } catch {
         // Its files tell by themselves what they hold.
       }

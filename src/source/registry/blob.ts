@@ -6,8 +6,7 @@
  *
  * @module
  */
-import type { Bytes } from "../../../ffi/handle.ts";
-import { type Blob, type RangeBody, SourceError } from "../source.ts";
+import { type Blob, type RangeBody, readInto, SourceError } from "../source.ts";
 import {
   type Attempt,
   backoff,
@@ -25,6 +24,7 @@ import { createRoute, type RouteParts } from "./route.ts";
 
 /** An attempt that brought this much is none that failed. */
 const PROGRESS = 64 << 10;
+const NO_BYTES: Uint8Array = new Uint8Array(0);
 
 /** What a blob is made of. */
 export interface BlobParts extends RouteParts {
@@ -195,38 +195,39 @@ export function openRegistryBlob(
     /** All was read: the connection serves again once its end was seen. */
     const finish = async () => {
       if (part.more) return drop(part);
-      const extra = await part.reader.some(new Uint8Array(1)).catch(() => 0);
-      if (extra === 0) return end(part);
+      if (await part.reader.isOver().catch(() => true)) return end(part);
       drop(part);
       throw bad(`the answer goes on behind byte ${stop - 1}`);
     };
 
-    const fill = async (into: Bytes) => {
-      for (let n = 0; n < into.length;) {
-        let got: number;
-        try {
-          got = await part.reader.some(into.subarray(n));
-        } catch (cause) {
-          await resume(cut(part, at, cause));
-          continue;
-        }
-        if (got === 0) await resume(cut(part, at, undefined));
-        n += got;
-        at += got;
+    /** None of a part that has ended early. */
+    const some = async (max: number): Promise<Uint8Array> => {
+      let bytes = NO_BYTES;
+      let cause: unknown;
+      try {
+        bytes = await part.reader.next(max);
+      } catch (error) {
+        cause = error;
       }
-      if (at === stop) await finish();
+      if (bytes.length === 0) await resume(cut(part, at, cause));
+      at += bytes.length;
+      return bytes;
     };
 
-    return {
+    const body: RangeBody = {
       total: first.total,
       length: first.length,
-      async read(into) {
-        const room = into.subarray(0, Math.min(into.length, stop - at));
-        if (room.length > 0) await fill(room);
-        return room;
+      async next(max) {
+        const most = Math.min(max, stop - at);
+        let bytes = NO_BYTES;
+        while (bytes.length < Math.min(1, most)) bytes = await some(most);
+        if (bytes.length > 0 && at === stop) await finish();
+        return bytes;
       },
-      cancel: () => drop(part),
+      read: (into) => readInto(body, into),
+      cancel: () => at === stop ? part.reader.release() : drop(part),
     };
+    return body;
   };
 
   const range = async (at: number, length: number, signal?: AbortSignal) => {

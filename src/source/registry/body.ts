@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Reads bodies: exactly as many bytes as there should be, through memory
- * that is used again and again.
+ * Reads bodies as they come, through memory that is used again and again.
  *
  * @module
  */
@@ -14,37 +13,58 @@ const spare: ArrayBuffer[] = [];
 /** A body that is read as far as it is needed. */
 export interface BodyReader {
   /**
-   * Puts the next bytes into `into`; 0: the body is over.
+   * The next bytes, at most `max`; none: the body is over.  They are lent:
+   * good until the next call.
    *
    * @throws what the stream throws
    */
-  some(into: Bytes): Promise<number>;
-  /** Wants no more of it. */
+  next(max: number): Promise<Uint8Array>;
+  /** True when nothing more comes; what was lent last stays good. */
+  isOver(): Promise<boolean>;
+  /** What was lent last is not used any more, and nothing more is read. */
+  release(): void;
+  /** The same, and the server may stop sending. */
   cancel(): void;
 }
 
+const NO_BYTES = new Uint8Array(0);
+
 const NOTHING: BodyReader = {
-  some: () => Promise.resolve(0),
+  next: () => Promise.resolve(NO_BYTES),
+  isOver: () => Promise.resolve(true),
+  release: () => {},
   cancel: () => {},
 };
 
 /**
- * The stream fills a buffer that is lent to it: one of ours, since a buffer
- * that is lent when the stream fails is lost.  The copy costs nothing that
- * can be measured beside the stream itself.
+ * The stream fills a buffer that is lent to it: one of ours, never one of the
+ * engine's, since it may still be written when the stream has failed.
  */
 function byteReader(reader: ReadableStreamBYOBReader): BodyReader {
+  /** what was lent last lies in it */
+  let lent: ArrayBuffer | undefined;
+  const release = () => {
+    if (lent !== undefined && spare.length < SCRATCH_MAX) spare.push(lent);
+    lent = undefined;
+  };
   return {
-    async some(into) {
-      const lent = spare.pop() ?? new ArrayBuffer(SCRATCH);
-      const room = new Uint8Array(lent, 0, Math.min(SCRATCH, into.length));
+    async next(max) {
+      const memory = lent ?? spare.pop() ?? new ArrayBuffer(SCRATCH);
+      lent = undefined;
+      const room = new Uint8Array(memory, 0, Math.min(SCRATCH, max));
       const { value } = await reader.read(room);
-      if (value === undefined) return 0;
-      into.set(value);
-      if (spare.length < SCRATCH_MAX) spare.push(value.buffer);
-      return value.length;
+      if (value === undefined) return NO_BYTES;
+      lent = value.buffer;
+      return value;
     },
-    cancel: () => void reader.cancel().catch(() => {}),
+    async isOver() {
+      return (await reader.read(new Uint8Array(1))).done;
+    },
+    release,
+    cancel() {
+      release();
+      reader.cancel().catch(() => {});
+    },
   };
 }
 
@@ -52,19 +72,26 @@ function byteReader(reader: ReadableStreamBYOBReader): BodyReader {
 function chunkReader(
   reader: ReadableStreamDefaultReader<Uint8Array>,
 ): BodyReader {
-  let rest: Uint8Array = new Uint8Array(0);
+  let rest: Uint8Array = NO_BYTES;
+  const fetchMore = async () => {
+    while (rest.length === 0) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      rest = value;
+    }
+  };
   return {
-    async some(into) {
-      while (rest.length === 0) {
-        const { value, done } = await reader.read();
-        if (done) return 0;
-        rest = value;
-      }
-      const n = Math.min(rest.length, into.length);
-      into.set(rest.subarray(0, n));
-      rest = rest.subarray(n);
-      return n;
+    async next(max) {
+      await fetchMore();
+      const bytes = rest.subarray(0, max);
+      rest = rest.subarray(bytes.length);
+      return bytes;
     },
+    async isOver() {
+      await fetchMore();
+      return rest.length === 0;
+    },
+    release: () => {},
     cancel: () => void reader.cancel().catch(() => {}),
   };
 }
@@ -92,18 +119,17 @@ export async function smallBody(
   max: number,
 ): Promise<Bytes> {
   const reader = bodyReader(response.body);
-  const chunks: Bytes[] = [];
+  const chunks: Uint8Array[] = [];
   let size = 0;
   for (;;) {
-    const chunk = new Uint8Array(16 << 10);
-    const n = await reader.some(chunk);
-    if (n === 0) break;
-    size += n;
+    const chunk = await reader.next(16 << 10);
+    if (chunk.length === 0) break;
+    size += chunk.length;
     if (size > max) {
       reader.cancel();
       throw new RangeError(`the answer is longer than ${max} bytes`);
     }
-    chunks.push(chunk.subarray(0, n));
+    chunks.push(chunk.slice());
   }
   const whole = new Uint8Array(size);
   let at = 0;

@@ -8,7 +8,6 @@
  */
 import * as http from "node:http";
 import * as https from "node:https";
-import { Readable } from "node:stream";
 import { HttpProxyAgent } from "http-proxy-agent";
 import { HttpsProxyAgent } from "https-proxy-agent";
 import { getProxyForUrl } from "proxy-from-env";
@@ -44,8 +43,45 @@ function toResponse(message: http.IncomingMessage): Response {
     message.resume();
     return new Response(null, { status, headers });
   }
-  const body = Readable.toWeb(message) as ReadableStream<Uint8Array>;
-  return new Response(body, { status, headers });
+  return new Response(bodyOf(message), { status, headers });
+}
+
+/** `Readable.toWeb()` costs as much as TLS does. */
+function bodyOf(message: http.IncomingMessage): ReadableStream<Uint8Array> {
+  let over = false;
+  let more = Promise.withResolvers<void>();
+  return new ReadableStream<Uint8Array>({
+    start(controller) {
+      const fail = (error: Error) => {
+        if (over) return;
+        over = true;
+        controller.error(error);
+        more.resolve();
+      };
+      message.on("readable", () => more.resolve());
+      message.on("error", fail);
+      message.on("close", () => fail(new Error("connection closed early")));
+      message.on("end", () => {
+        if (over) return;
+        over = true;
+        controller.close();
+        more.resolve();
+      });
+    },
+    async pull(controller) {
+      while (!over) {
+        // All that has come, as one piece.
+        const bytes: Uint8Array | null = message.read();
+        if (bytes !== null) return controller.enqueue(bytes);
+        await more.promise;
+        more = Promise.withResolvers();
+      }
+    },
+    cancel() {
+      over = true;
+      message.destroy();
+    },
+  }, { highWaterMark: 0 });
 }
 
 /** Writes a body as fast as the connection takes it. */
