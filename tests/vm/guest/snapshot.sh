@@ -8,14 +8,19 @@ service_config '"serviceConfig": {"enable": true, "address": "http://127.0.0.1:9
 	"apiConfig": {"enable": true}, "exporterConfig": {"enable": true}'
 overlaybd create base.data base.index 1
 overlaybd commit base.data base.index base
+tee base{1..251} <base >/dev/null
 mkdir -p /mnt/fs
 start_daemon || exit 1
 
-# image DIR [-s]: one lower, one upper; layers are counted in DIR/n
+# image DIR [-s]: a lower, or $below of them, and an upper; layers of
+# snapshots are counted in DIR/n
 image() {
-	local dir=/mnt/disk/$1
+	local dir=/mnt/disk/$1 i
 	shift
 	mkdir -p "$dir"
+	for ((i = 1; i < ${below:-1}; i++)); do
+		echo ", {\"file\": \"/mnt/disk/base$i\"}"
+	done >"$dir/more"
 	overlaybd create "$@" "$dir/data0" "$dir/index0" 1
 	echo 0 >"$dir/n"
 	config "$dir" 0 >"$dir/config.v1.json"
@@ -24,6 +29,7 @@ image() {
 # config DIR N: of the image with upper N
 config() {
 	local i lowers='{"file": "/mnt/disk/base"}'
+	lowers+=$(cat "$1/more")
 	for ((i = 0; i < $2; i++)); do lowers+=", {\"file\": \"$1/data$i\"}"; done
 	cat <<-END
 	{"lowers": [$lowers],
@@ -67,8 +73,9 @@ fio_on() {
 		"$@" || { cat /tmp/fio; return 1; }
 }
 
+# under_writes NAME [-s]: sets $disk, which shows the image after all that
 under_writes() {
-	local name=$1 disk writer i
+	local name=$1 writer i
 	shift
 	image "$name" "$@"
 	disk=$(snapshotter_attach 1 "/mnt/disk/$name/config.v1.json;id-$name")
@@ -84,12 +91,28 @@ under_writes() {
 	# The renamed configuration is what a restart finds.
 	disk=$(snapshotter_attach 2 "/mnt/disk/$name/config.v1.json;id-$name")
 	fio_on "$disk" --verify_only
+}
+in_a_row() {
+	local disk
+	under_writes "$@"
 	snapshotter_detach 2
 }
-check "snapshots in a row under fio, log-structured: every block verifies, also after another attach" \
-	under_writes a
+up_to_255() {
+	local disk below=252
+	under_writes "$@"
+	equal "$(overlaybd ctl device "id-$1" | sed -n 's/^lowers = //p')" 255
+	# One more has no room, and changes nothing.
+	cp "$1/config.v1.json" before
+	next "$1" 1
+	equal "$(snapshot "$1")" 500
+	cmp before "$1/config.v1.json"
+	fio_on "$disk" --verify_only
+	snapshotter_detach 2
+}
+check "snapshots in a row under fio, log-structured, up to 255 layers: every block verifies, also after another attach" \
+	up_to_255 a
 check "snapshots in a row under fio, sparse: every block verifies, also after another attach" \
-	under_writes b -s
+	in_a_row b -s
 
 larger() {
 	local disk
