@@ -16,6 +16,7 @@ import { describeEngine } from "../../ffi/engine.ts";
 import { benchCrc, benchLookup, benchOpen } from "./bench_index.ts";
 import { benchCold } from "./bench_cold.ts";
 import { benchCommands } from "./bench_commands.ts";
+import { benchDisk } from "./bench_disk.ts";
 import { benchFetch } from "./bench_fetch.ts";
 import { benchReads } from "./bench_reads.ts";
 import { benchServe } from "./bench_serve.ts";
@@ -32,6 +33,7 @@ const GROUPS: Readonly<Record<string, (dir: string) => Promise<Result[]>>> = {
   reads: benchReads,
   commands: benchCommands,
   serve: benchServe,
+  disk: benchDisk,
   cold: benchCold,
   fetch: benchFetch,
   snapshot: benchSnapshot,

@@ -17,7 +17,8 @@ const SECONDS = 1.5;
 const TICKS_PER_SECOND = 100;
 const PAGE_KIB = 1024;
 
-interface Server {
+/** A server of one export. */
+export interface Server {
   pid: number;
   socket: string;
   name: string;
@@ -31,7 +32,8 @@ function cpuSeconds(pid: number): number {
   return (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND;
 }
 
-async function start(
+/** Starts a server, and waits for its socket. */
+export async function start(
   command: string,
   args: readonly string[],
   socket: string,
@@ -55,12 +57,16 @@ async function start(
 }
 
 /** One run: requests a second, and CPU seconds a request. */
-function load(server: Server): { iops: number; cpu: number } {
+export function load(
+  server: Server,
+  depth = 32,
+): { iops: number; cpu: number } {
   const before = cpuSeconds(server.pid);
   const { status, stdout, stderr } = spawnSync(LOAD, [
     server.socket,
     server.name,
     String(SECONDS),
+    String(depth),
   ], { encoding: "utf8" });
   if (status !== 0) throw new Error(`nbd_load ${server.name}: ${stderr}`);
   const { requests, seconds } = JSON.parse(stdout);

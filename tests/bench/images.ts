@@ -104,11 +104,12 @@ export async function makeFlat(
   writeFileSync(path, bytes);
 }
 
-/** One compressed layer of a disk that is full of `sample`; its path. */
+/** One layer of a disk that is full of `sample`, lz4 or plain; its path. */
 export async function makeDiskLayer(
   dir: string,
   size: number,
   sample: Uint8Array<ArrayBuffer>,
+  plain = false,
 ): Promise<string> {
   const [data, index, output] = ["data", "index", "layer"]
     .map((name) => join(dir, name)) as [string, string, string];
@@ -121,7 +122,9 @@ export async function makeDiskLayer(
   }
   await flushDevice(image.device);
   await image.close();
-  const zfile: ZfileOptions = { algorithm: "lz4", blockSize: PAGE };
+  const zfile: ZfileOptions | undefined = plain
+    ? undefined
+    : { algorithm: "lz4", blockSize: PAGE };
   await commitLayer({ data, index, output, zfile });
   Deno.removeSync(data);
   Deno.removeSync(index);

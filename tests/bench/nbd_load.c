@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * nbd_load.c - random 4 KiB reads over one NBD connection, 32 in flight:
- * nbd_load SOCKET EXPORT SECONDS.  Prints {"requests": N, "seconds": S}.
+ * nbd_load.c - random 4 KiB reads over one NBD connection, 32 in flight or as
+ * many as are said: nbd_load SOCKET EXPORT SECONDS [DEPTH].  Prints
+ * {"requests": N, "seconds": S}.
  */
 #include <endian.h>
 #include <stdint.h>
@@ -91,14 +92,15 @@ int main(int argc, char **argv)
 	double start, end, seconds;
 	size_t have = 0;
 	char *to = out;
+	int depth = argc > 4 ? atoi(argv[4]) : DEPTH;
 
-	if (argc != 4)
+	if (argc < 4 || depth < 1 || depth > DEPTH)
 		return 2;
 	seconds = atof(argv[3]);
 	blocks = negotiate(argv[1], argv[2]) / SIZE;
 	start = now();
 	end = start + seconds;
-	for (int i = 0; i < DEPTH; i++)
+	for (int i = 0; i < depth; i++)
 		to = ask(to, blocks, &state);
 	put(out, (size_t)(to - out));
 	while (now() < end) {
@@ -123,7 +125,7 @@ int main(int argc, char **argv)
 	}
 	seconds = now() - start;
 	/* A clean end: every answer is read, and the server told. */
-	get(in + have, (size_t)DEPTH * REPLY - have);
+	get(in + have, (size_t)depth * REPLY - have);
 	memset(out, 0, 28);
 	memcpy(out, &(uint32_t){ htobe32(0x25609513) }, 4);
 	out[7] = 2;
