@@ -43,7 +43,7 @@ export const SERVICE_FIELDS: Meanings = {
   "credentialConfig.server_ca_path":
     "PEM: the only authorities that the credential service is checked with.",
   ioEngine:
-    "How the files of local read-only layers are read. 0 (psync): through the page cache, by threads; 1: with O_DIRECT, by io_uring; 2: through the page cache, and by io_uring what it lacks. Where io_uring is not allowed threads read, and where a file system refuses O_DIRECT the page cache is used; a line in the log says so.",
+    "How the files of local read-only layers are read. 0 (psync): through the page cache, by threads; 1: with O_DIRECT, by io_uring; 2: through the page cache, and by io_uring what it lacks. Where io_uring is not allowed threads read, and where a file system refuses O_DIRECT the page cache is used; the log says so.",
   logLevel:
     "0 debug, 1 info, 2 warning, 3 error, 4 to 6 nothing but those. Older form of `logConfig.logLevel`; counts while `logConfig.logPath` is empty.",
   logPath:

@@ -131,6 +131,15 @@ Deno.test("doctor: each thing that is missing, and the command for it", async ()
       "netlink: echo 0 > /sys/module/target_core_user/parameters/" +
       "block_netlink",
     ],
+    ["io_uring switched off", {
+      "proc/sys/kernel/io_uring_disabled": "2\n",
+      "etc/overlaybd/overlaybd.json": JSON.stringify({
+        ioEngine: 1,
+        logConfig: { logPath: "/logs/log" },
+        auditPath: "/logs/audit",
+        cacheConfig: { cacheType: "file", cacheDir: "/cache/here" },
+      }),
+    }, "io_uring: sysctl -w kernel.io_uring_disabled=0"],
     ["no bundle", {
       "etc/ssl/certs/ca-certificates.crt": undefined,
     }, "CA bundle: apt-get install -y ca-certificates"],

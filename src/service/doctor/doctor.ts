@@ -16,6 +16,7 @@ import {
 import type { Finding, Machine } from "./finding.ts";
 import {
   checkConfigfs,
+  checkIoUring,
   checkModule,
   checkNodes,
   checkRights,
@@ -57,6 +58,7 @@ export async function examine(machine: Machine): Promise<Finding[]> {
     checkLogDir(machine, "audit log", enableAudit ? config.auditPath : ""),
     checkCredentials(machine, config.credentialConfig),
     checkOpenFiles(machine),
+    ...config.ioEngine === 0 ? [] : [checkIoUring(machine)],
     checkServed(machine),
   ];
 }

@@ -12,6 +12,7 @@ import {
   missing,
   namesIn,
   textOf,
+  warning,
 } from "./finding.ts";
 
 /** Of capabilities(7): what each is needed for, by its number. */
@@ -113,4 +114,21 @@ export function checkNodes({ root }: Machine): Finding {
     return `mknod /dev/${uio} c ${numbers}`;
   });
   return missing(name, `no ${absent.join(", ")}`, commands.join(" && "));
+}
+
+const CAP_SYS_ADMIN = 21;
+
+/** What `ioEngine` 1 and 2 read by; a filter of system calls is not seen. */
+export function checkIoUring(machine: Machine): Finding {
+  const name = "io_uring";
+  const off = textOf(`${machine.root}/proc/sys/kernel/io_uring_disabled`)
+    .trim();
+  const privileged = isCapable(machine, CAP_SYS_ADMIN);
+  return off === "2" || (off === "1" && !privileged)
+    ? warning(
+      name,
+      `kernel.io_uring_disabled is ${off}: threads read local layers`,
+      "sysctl -w kernel.io_uring_disabled=0",
+    )
+    : fine(name, "not switched off");
 }
