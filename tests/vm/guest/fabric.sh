@@ -14,7 +14,7 @@ disk=$(snapshotter_attach 1 /mnt/disk/noise/config.v1.json) || exit 1
 head -c 8M /dev/urandom | dd of="$disk" bs=1M conv=fsync status=none
 snapshotter_detach 1
 overlaybd commit noise/data noise/index layer
-hanging_registry layer || exit 1
+registry
 
 DEVICE=$CORE/user_1/vol1
 mkdir -p "$DEVICE"
@@ -65,14 +65,14 @@ check "iSCSI over the same device, by configfs: written and read through it" isc
 # The initiator is told to wait for ever, and the LUN is taken away under it.
 silent_iscsi() {
 	local device=$CORE/user_1/slow disk job
-	remote /mnt/disk/slow
+	remote slow "$(sha256sum <layer | cut -d' ' -f1)"
 	mkdir -p "$device"
 	echo -n "dev_config=overlaybd//mnt/disk/slow/config.v1.json" >"$device/control"
 	echo -n 1 >"$device/enable"
 	echo -n 2147483 >"$device/attrib/cmd_time_out"
 	disk=$(log_in "$device")
 	echo 2147483 >"/sys/block/${disk#/dev/}/device/timeout"
-	touch /run/hang
+	kill -STOP $REGISTRY
 	dd if="$disk" of=/dev/null bs=64k skip=100 count=1 iflag=direct 2>/dev/null &
 	job=$!
 	sleep 2
@@ -80,7 +80,7 @@ silent_iscsi() {
 	# Without a word to the daemon the kernel waits for that read.
 	rm $PORT/lun/lun_0/vol1
 	grep "what waits on .*/slow/.* is ended" /tmp/overlaybd.log
-	rm /run/hang
+	kill -CONT $REGISTRY
 	log_out
 	wait $job || :
 	echo 0 >$PORT/enable

@@ -232,23 +232,32 @@ snapshotter_detach() {
 	rmdir "$CORE/user_999999999/dev_$id"
 }
 
-# ---- a registry that stops to answer -------------------------------------------
-# hanging_registry LAYER: of this one; never again while there is /run/hang
-hanging_registry() {
-	"/mnt/host$ROOT/build/tools/deno" run -A --no-check --no-config --no-lock \
-		"/mnt/host$ROOT/tests/vm/guest/blobs.ts" 5000 "$1" /run/hang \
-		>/tmp/blobs.out 2>&1 3>&- &
-	until_ok 60 grep -q Listening /tmp/blobs.out
+# ---- a registry, as far as reads go --------------------------------------------
+# registry: every blob is /mnt/disk/layer; $REGISTRY is its process
+registry() {
+	cat >/mnt/disk/nginx.conf <<'END'
+daemon off; master_process off; user root;
+error_log /tmp/nginx.out; pid /run/registry.pid;
+events {}
+http {
+	access_log off;
+	server {
+		listen 127.0.0.1:5000;
+		location / { root /mnt/disk; try_files /layer =404; }
+	}
+}
+END
+	nginx -c /mnt/disk/nginx.conf >&2 3>&- &
+	REGISTRY=$!
 }
 
-# remote DIR: an image of the file layer, as that registry has it
+# remote NAME DIGEST: an image of that blob
 remote() {
-	local dir=$1 sum
-	sum=$(sha256sum <layer | cut -d' ' -f1)
+	local dir=/mnt/disk/$1
 	mkdir -p "$dir"
 	cat >"$dir/config.v1.json" <<-END
 	{"repoBlobUrl": "http://127.0.0.1:5000/v2/x/blobs",
-	 "lowers": [{"digest": "sha256:$sum", "size": $(stat -c %s layer),
+	 "lowers": [{"digest": "sha256:$2", "size": $(stat -c %s /mnt/disk/layer),
 	  "dir": "$dir"}], "resultFile": "$dir/result"}
 	END
 }
