@@ -7,6 +7,7 @@
  */
 import { smallBody } from "../registry/body.ts";
 import { transportError } from "../registry/errors.ts";
+import { clientThrough } from "../registry/proxies.ts";
 import { createTransport } from "../registry/transport.ts";
 import { type CredentialStore, readStore } from "./docker.ts";
 
@@ -48,8 +49,7 @@ async function sendToSocket(
   url: URL,
   signal: AbortSignal,
 ): Promise<Uint8Array> {
-  using client = Deno.createHttpClient({
-    proxy: { transport: "unix", path },
+  using client = clientThrough({ transport: "unix", path }, {
     poolMaxIdlePerHost: 0,
   });
   return await wholeAnswer(

@@ -2,7 +2,7 @@
 /**
  * Requests by `node:http` and `node:https`: an authority of one's own in
  * place of the usual ones, certificates that are not checked, bodies of known
- * length, all of it also through the proxies that the environment names.
+ * length, all of it also through proxies.
  *
  * @module
  */
@@ -10,7 +10,6 @@ import * as http from "node:http";
 import * as https from "node:https";
 import { HttpProxyAgent } from "http-proxy-agent";
 import { HttpsProxyAgent } from "https-proxy-agent";
-import { getProxyForUrl } from "proxy-from-env";
 import type { HttpRequest } from "./transport.ts";
 
 /** How TLS servers are checked, and who asks. */
@@ -24,7 +23,7 @@ export interface TlsOptions {
 /** See the module's comment. */
 export interface NodeTransport {
   /** @throws {Error} no answer */
-  send(request: HttpRequest): Promise<Response>;
+  send(request: HttpRequest, proxy: string | undefined): Promise<Response>;
   close(): void;
 }
 
@@ -110,21 +109,24 @@ export function createNodeTransport(tls: TlsOptions): NodeTransport {
   const agents = new Map<string, http.Agent>();
   const newAgent = (
     secure: boolean,
-    proxy: string,
+    proxy: string | undefined,
     keepAlive: boolean,
   ): http.Agent => {
     const pool = { keepAlive, maxFreeSockets: 64 };
-    if (proxy !== "") {
+    if (proxy !== undefined) {
       return secure
         ? new HttpsProxyAgent(proxy, { ...pool, ...tls })
         : new HttpProxyAgent(proxy, pool);
     }
     return secure ? new https.Agent({ ...pool, ...tls }) : new http.Agent(pool);
   };
-  const agentOf = (url: URL, keepAlive: boolean): http.Agent => {
+  const agentOf = (
+    url: URL,
+    keepAlive: boolean,
+    proxy: string | undefined,
+  ): http.Agent => {
     const secure = url.protocol === "https:";
-    const proxy = getProxyForUrl(url.href);
-    const key = `${secure} ${keepAlive} ${proxy}`;
+    const key = `${secure} ${keepAlive} ${proxy ?? ""}`;
     let agent = agents.get(key);
     if (agent === undefined) {
       agents.set(key, agent = newAgent(secure, proxy, keepAlive));
@@ -133,7 +135,7 @@ export function createNodeTransport(tls: TlsOptions): NodeTransport {
   };
 
   return {
-    send({ url, method = "GET", headers, body, signal }) {
+    send({ url, method = "GET", headers, body, signal }, proxy) {
       return new Promise<Response>((resolve, reject) => {
         signal.throwIfAborted();
         const secure = url.protocol === "https:";
@@ -141,7 +143,7 @@ export function createNodeTransport(tls: TlsOptions): NodeTransport {
           method,
           // A kept connection that ends while a body is sent is replaced
           // by one on which nothing is sent.
-          agent: agentOf(url, body === undefined),
+          agent: agentOf(url, body === undefined, proxy),
           headers: body === undefined
             ? headers
             : { ...headers, "content-length": String(body.length) },

@@ -7,6 +7,7 @@
  * @module
  */
 import type { NodeTransport } from "./node_transport.ts";
+import { clientThrough, fetchProxy, proxyFor } from "./proxies.ts";
 
 /** How servers are spoken to. */
 export interface TransportOptions {
@@ -63,7 +64,9 @@ export function createTransport(options: TransportOptions): Transport {
   const { ca, cert, key } = options;
   const insecure = insecureHosts(options.insecure ?? []);
   const identity = cert === undefined || key === undefined ? {} : { cert, key };
-  let client: Deno.HttpClient | undefined;
+  /** by proxy; `undefined`: without one */
+  const clients = new Map<string | undefined, Deno.HttpClient>();
+  const proxies = new Map<string, Promise<string | undefined>>();
   const nodes = new Map<string, Promise<NodeTransport>>();
 
   const nodeTransport = async (checked: boolean) => {
@@ -75,8 +78,28 @@ export function createTransport(options: TransportOptions): Transport {
     });
   };
 
+  const proxyOf = (url: URL): Promise<string | undefined> => {
+    let proxy = proxies.get(url.origin);
+    if (proxy === undefined) proxies.set(url.origin, proxy = proxyFor(url));
+    return proxy;
+  };
+  const clientOf = (proxy: string | undefined): Deno.HttpClient => {
+    let client = clients.get(proxy);
+    if (client === undefined) {
+      client = clientThrough(proxy === undefined ? proxy : fetchProxy(proxy), {
+        ...identity,
+        // Over HTTP/2 Deno waits for more to send: 40 ms for many a request.
+        http2: false,
+        poolMaxIdlePerHost: 64,
+      });
+      clients.set(proxy, client);
+    }
+    return client;
+  };
+
   const close = () => {
-    client?.close();
+    for (const client of clients.values()) client.close();
+    clients.clear();
     for (const node of nodes.values()) {
       node.then((transport) => transport.close(), () => {});
     }
@@ -93,27 +116,22 @@ export function createTransport(options: TransportOptions): Transport {
       };
       const tls = url.protocol === "https:";
       const unchecked = tls && insecure.has(hostPort(url));
+      const proxy = await proxyOf(url);
       const byNode = async () => {
         const kind = unchecked ? "unchecked" : "checked";
         let node = nodes.get(kind);
         if (node === undefined) {
           nodes.set(kind, node = nodeTransport(!unchecked));
         }
-        return await (await node).send({ ...request, headers });
+        return await (await node).send({ ...request, headers }, proxy);
       };
       if (unchecked || (tls && ca !== undefined) || body !== undefined) {
         return await byNode();
       }
-      // Over HTTP/2 Deno waits for more to send: 40 ms for many a request.
-      client ??= Deno.createHttpClient({
-        ...identity,
-        http2: false,
-        poolMaxIdlePerHost: 64,
-      });
       try {
         return await fetch(url, {
           method: request.method ?? "GET",
-          client,
+          client: clientOf(proxy),
           redirect: "manual",
           headers,
           signal,
