@@ -19,6 +19,7 @@ import {
   tool,
   toolCommand,
 } from "../lib/env.ts";
+import { connectNbd } from "../lib/nbd.ts";
 import { ServeError, startServer } from "../lib/server.ts";
 
 const RUN_HELP = "Run with --help for more information.\n";
@@ -693,6 +694,37 @@ Deno.test("merge: plain or compressed, output replaced, silent", async () => {
   const { stderr, code } = await tool("overlaybd-merge", ["-t", path, o]);
   equal([code, stderr], [0, "WARNING option '-t' will be ignored by merge\n"]);
   equal(names(dir), ["config.json", "d", "i", "o"]);
+});
+
+Deno.test("merge takes a sparse layer of size 0 on top, alone it has no size", async () => {
+  using dir = tempDir();
+  await layer(dir);
+  const at = (name: string) => dir.file(name);
+  await mustTool("overlaybd-commit", [at("d"), at("i"), at("base")]);
+  await mustTool("overlaybd-create", ["-s", at("s"), at("si"), "0"]);
+  const upper = { data: at("s"), index: at("si") };
+  const write = (name: string, value: unknown) => {
+    Deno.writeTextFileSync(at(name), JSON.stringify(value));
+    return at(name);
+  };
+  const alone = write("alone.json", { upper });
+  oneLine(
+    await tool("overlaybd", ["merge", alone, at("none")]),
+    255,
+    /every virtual size is 0/,
+  );
+  const lowers = [{ file: at("base") }];
+  const stack = write("stack.json", { lowers, upper });
+  {
+    await using _server = await startServer(at("sock"), [`${stack};x`]);
+    using client = await connectNbd(at("sock"), "x");
+    await client.write(8192, new Uint8Array(4096).fill(7));
+    await client.flush();
+  }
+  await mustTool("overlaybd", ["merge", stack, at("flat")]);
+  equal(await mustTool("overlaybd", ["diff", stack, at("flat")]), "");
+  const { code } = await tool("overlaybd", ["diff", at("base"), at("flat")]);
+  equal(code, 1);
 });
 
 Deno.test("merge failures name what could not be made", async () => {
