@@ -6,6 +6,7 @@
  *
  * @module
  */
+import { whyOf } from "../../../ffi/errors.ts";
 import { type SourceCode, SourceError } from "../source.ts";
 
 /** A URL without what may be secret: user, password, query. */
@@ -71,8 +72,7 @@ export function lastWords(error: unknown): string {
   while (last instanceof Error && last.cause instanceof Error) {
     last = last.cause;
   }
-  const text = last instanceof Error ? last.message : String(last);
-  return text
+  return whyOf(last)
     .replace(/^error sending request[^(]*\([^)]*\): /, "")
     .replace(/^client error \(\w+\): /, "")
     .replace(/^connect ECONNREFUSED .*/, "connection refused")
