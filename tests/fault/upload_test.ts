@@ -68,12 +68,19 @@ async function startUploads(spoil: (asked: Asked, n: number) => boolean) {
   return { server, state, forget: () => id++ };
 }
 
-/** Uploads BLOB; returns what the registry was asked. */
-async function upload(server: FakeRegistry): Promise<string[]> {
+/**
+ * Uploads BLOB; returns what the registry was asked.
+ *
+ * @param attemptMs which retries have to fit into on a busy machine
+ */
+async function upload(
+  server: FakeRegistry,
+  attemptMs = 10_000,
+): Promise<string[]> {
   using dir = tempDir();
   Deno.writeFileSync(dir.file("x"), BLOB);
   const fd = openFd(dir.file("x"), O.RDONLY);
-  using client = createRegistryClient({ attemptMs: 500 });
+  using client = createRegistryClient({ attemptMs });
   try {
     const digest = await uploadBlob(client, {
       url: server.origin + HOME,
@@ -251,7 +258,7 @@ for (
       spoiling(method, Infinity, how),
     );
     await using _ = server;
-    const error: unknown = await upload(server).then(
+    const error: unknown = await upload(server, 500).then(
       () => assert.fail("it did not fail"),
       (error) => error,
     );
