@@ -193,3 +193,22 @@ Deno.test("the same by ctl", async () => {
   blob.state.status = 404;
   await says(255, /^overlaybd ctl: .*404|not found/im, "pull", "image.json");
 });
+
+Deno.test("an image that waits for its registry does not keep the service from ending", async () => {
+  using dir = tempDir();
+  const { blob, config, server, to } = await setUp(dir);
+  await using _blob = blob;
+  const held = Promise.withResolvers<void>();
+  blob.state.hold = held.promise;
+  try {
+    const attached = to("POST", "/v1/devices", { config }).catch(() => {});
+    while (blob.state.requests === 0) {
+      await new Promise((done) => setTimeout(done, 10));
+    }
+    const ended = await server.stop();
+    equal(ended.code, 0, ended.stderr);
+    await attached;
+  } finally {
+    held.resolve();
+  }
+});

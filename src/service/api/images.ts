@@ -56,11 +56,9 @@ function showImage({ id, path, config, image }: ServedImage): ApiImage {
         fetchedBytes: layer.remote?.blob.stats.fetchedBytes ?? 0,
       };
     }),
-    upper: upper === undefined || config.upper === undefined ? null : {
-      kind: upper.kind,
-      data: config.upper.data,
-      index: config.upper.index,
-    },
+    // What is open: after a snapshot that could not be ended not what the
+    // configuration says.
+    upper: upper === undefined ? null : { kind: upper.kind, ...upper.paths },
     resultFile: config.resultFile,
   };
 }
