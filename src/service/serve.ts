@@ -124,6 +124,7 @@ async function serveImages(
     await ended(options.signal);
   } finally {
     ready = false;
+    service.stopOpening();
     // No device comes or goes any more when the server ends.
     await http.close();
     // Nor does anything wait for what may not come.

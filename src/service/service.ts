@@ -107,6 +107,8 @@ export interface Service {
    * @throws {SnapshotError} why not; the image is as it was
    */
   snapshot(served: ServedImage, newPath: string): Promise<SnapshotReport>;
+  /** Refuses images from now on, those that are being opened, too. */
+  stopOpening(): void;
   /**
    * Closes every image, those that are being opened, too.
    *
@@ -162,6 +164,8 @@ export function createService(parts: ServiceParts): Service {
   const devIds = new Map<string, ServedImage | undefined>();
   let nextId = 1;
   const ended = new AbortController();
+  const stopOpening = () =>
+    ended.abort(new RequestError("ending", "the service ends"));
   const opening = new Set<Promise<unknown>>();
 
   const openConfigured = async (
@@ -257,7 +261,7 @@ export function createService(parts: ServiceParts): Service {
       return await openConfigured(request, config, about, signal);
     } catch (error) {
       // The file may be another device's by now.
-      if (signal.aborted) throw error;
+      if (signal.aborted) throw signal.reason;
       const said = config ?? (error instanceof ConfigError ? error : null);
       if (said !== null) {
         await writeResult(resultPath(said, path), error, about.warn);
@@ -316,8 +320,9 @@ export function createService(parts: ServiceParts): Service {
       );
       return report;
     },
+    stopOpening,
     async close() {
-      ended.abort(new RequestError("ending", "the service ends"));
+      stopOpening();
       await Promise.allSettled([...opening, pulls.close()]);
       const closed = await Promise.allSettled(
         [...open].map((served) => served.close()),

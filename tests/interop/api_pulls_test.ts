@@ -201,13 +201,13 @@ Deno.test("an image that waits for its registry does not keep the service from e
   const held = Promise.withResolvers<void>();
   blob.state.hold = held.promise;
   try {
-    const attached = to("POST", "/v1/devices", { config }).catch(() => {});
+    const attached = to("POST", "/v1/devices", { config });
     while (blob.state.requests === 0) {
       await new Promise((done) => setTimeout(done, 10));
     }
     const ended = await server.stop();
     equal(ended.code, 0, ended.stderr);
-    await attached;
+    match((await attached).text, /"code":"ending"/);
   } finally {
     held.resolve();
   }
