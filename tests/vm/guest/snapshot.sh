@@ -141,7 +141,7 @@ filesystem() {
 	cp -r /mnt/host"$ROOT"/etc /mnt/fs/one
 	next d 1
 	fsfreeze -f /mnt/fs
-	overlaybd ctl snapshot id-d d/next | grep '^id-d: writes waited .* ms$'
+	overlaybd ctl snapshot id-d d/next | grep '^id-d: writes waited .* us$'
 	fsfreeze -u /mnt/fs
 	cp -r /mnt/host"$ROOT"/src/format /mnt/fs/two
 	rm -r /mnt/fs/one
