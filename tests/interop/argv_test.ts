@@ -215,7 +215,10 @@ Deno.test("overlaybd-tcmu takes one argument, and says what it cannot use", asyn
   }
   for (
     const [text, why] of [
-      ['{"cacheType":"x"}', /cacheType: unknown cache type: x\n$/],
+      [
+        '{"cacheType":"x"}',
+        /cacheType: unknown cache type: x: it is not file, download or ocf\n$/,
+      ],
       [
         '{"logPath":"/nowhere/log"}',
         /log_output_file failed: cannot open \/nowhere\/log: no such file/,
