@@ -42,6 +42,7 @@ static struct {
 	uint32_t count;  /* how many fail, 0: none */
 	int error;       /* negative */
 	uint32_t set;    /* how often they were set: ends those that hang */
+	pthread_t setter;
 } faults[IO_OPS];
 static pthread_cond_t seams_set = PTHREAD_COND_INITIALIZER;
 static uint32_t delay_ms;
@@ -91,15 +92,17 @@ static int seam_hang(int op)
 /* Under the lock.  The error to inject, or 0 for "go on". */
 static int seam_fault(int op)
 {
-	if (!faults[op].count)
+	bool hang = faults[op].error == -OBD_IO_HANG;
+
+	if (!faults[op].count ||
+	    (hang && pthread_equal(faults[op].setter, pthread_self())))
 		return 0;
 	if (faults[op].nth > 1) {
 		faults[op].nth--;
 		return 0;
 	}
 	faults[op].count--;
-	return faults[op].error == -OBD_IO_HANG ? seam_hang(op) :
-						  faults[op].error;
+	return hang ? seam_hang(op) : faults[op].error;
 }
 
 /* Before the call.  Reads and streams are not held in order: a pipe may
@@ -200,6 +203,7 @@ int32_t obd_io_fault(int32_t op, uint32_t nth, int32_t error, uint32_t count)
 	faults[op].count = count;
 	faults[op].error = error < 0 ? error : -error;
 	faults[op].set++;
+	faults[op].setter = pthread_self();
 	pthread_cond_broadcast(&seams_set);
 	seams_update();
 	pthread_mutex_unlock(&seams_lock);

@@ -133,8 +133,8 @@ OBD_API int32_t obd_io_port(int32_t fd);
  * result\n", and for pwrite also the bytes in a second file PATH.data. */
 OBD_API int32_t obd_io_trace(const char *path);
 /* The nth next call of op (1 = the next) and count-1 after it fail with
- * error; with OBD_IO_HANG they wait until this is called for op again, and
- * then go on.  count 0 clears. */
+ * error; with OBD_IO_HANG those of other threads wait until this is called
+ * for op again, and then go on.  count 0 clears. */
 #define OBD_IO_HANG 100000
 OBD_API int32_t obd_io_fault(int32_t op, uint32_t nth, int32_t error,
 			     uint32_t count);

@@ -35,20 +35,22 @@ function connect(path: string | null): void {
   );
 }
 
-/** Calls every drain for what arrives, until the socket is closed. */
+/** Calls every drain for what arrives; @throws the connection is lost */
 async function listenTo(connection: Deno.Conn): Promise<void> {
   const bytes = new Uint8Array(256);
-  try {
-    while (await connection.read(bytes) !== null) drainAll();
-  } catch (error) {
-    const closed = error instanceof Deno.errors.BadResource ||
-      error instanceof Deno.errors.Interrupted;
-    if (!closed) throw error;
-  }
+  while (await connection.read(bytes) !== null) drainAll();
+  throw new Error("the wake-up socket was closed");
 }
 
-/** The library connects by itself: only then is there somebody to accept. */
-function openSocket(): { close(): void } {
+/** So long after a failure it is tried again. */
+const AGAIN_MS = 100;
+
+/**
+ * The library connects by itself: only then is there somebody to accept.
+ *
+ * @param onLost the connection is no more, and was not closed from here
+ */
+function openConnection(onLost: (error: unknown) => void): { close(): void } {
   const dir = Deno.makeTempDirSync({ prefix: "obd-wake-" });
   const path = `${dir}/socket`;
   try {
@@ -62,23 +64,60 @@ function openSocket(): { close(): void } {
       throw error;
     }
     const accepted = async () => {
-      const opened = await listener.accept();
-      listener.close();
+      const opened = await listener.accept().finally(() => listener.close());
       if (closed) return opened.close();
       connection = opened;
-      await listenTo(opened);
+      try {
+        await listenTo(opened);
+      } finally {
+        if (!closed) opened.close();
+      }
     };
-    accepted();
+    accepted().catch((error) => {
+      if (!closed) onLost(error);
+    });
     return {
       close() {
+        if (closed) return;
         closed = true;
         connect(null);
-        connection?.close();
+        try {
+          connection?.close();
+        } catch {
+          // It was lost.
+        }
       },
     };
   } finally {
     Deno.removeSync(dir, { recursive: true });
   }
+}
+
+/** A connection that is made anew, with what waits, when it is lost. */
+function openSocket(): { close(): void } {
+  let closed = false;
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const lost = (error: unknown) => {
+    // Nobody would hear of a miss any more: said, and mended.
+    timer = setTimeout(again, AGAIN_MS);
+    reportError(error);
+  };
+  let connection = openConnection(lost);
+  const again = () => {
+    if (closed) return;
+    try {
+      connection = openConnection(lost);
+    } catch (error) {
+      lost(error);
+    }
+  };
+  return {
+    close() {
+      closed = true;
+      clearTimeout(timer);
+      connection.close();
+    },
+  };
 }
 
 /**

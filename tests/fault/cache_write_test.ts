@@ -169,7 +169,9 @@ Deno.test("a blob whose last write hangs is closed in time, and its late write d
   const blob = await sources.open(url);
   await blob.need(0, 1);
   faultIo(IO.PWRITE, 1, HANG, 1);
+  const { delivered } = origin;
   const waits = blob.prefetch(4 * UNIT, UNIT).catch(() => {});
+  while (origin.delivered === delivered) await sleep(1);
   await sleep(10);
   blob.close();
   await sources.close();

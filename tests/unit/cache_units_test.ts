@@ -171,21 +171,63 @@ Deno.test("what has to go: the more of what the disk and the cache ask", () => {
   );
 });
 
-Deno.test("eviction takes the oldest, and no more than it must", () => {
-  fc.assert(fc.property(
+/** As they may be in one cache: of now, of years ago, in one second. */
+const someTime = fc.oneof(
+  fc.nat(3),
+  fc.nat(2 ** 32 - 1),
+  fc.constantFrom(65535, 65536, 65537, 2 ** 32 - 1),
+);
+
+Deno.test("eviction takes the oldest, and no more than it must", async () => {
+  interface Item {
+    lastUsed: number;
+    bytes: number;
+    fails?: boolean;
+  }
+  await fc.assert(fc.asyncProperty(
     fc.array(fc.record({
-      lastUsed: fc.nat(1000),
+      lastUsed: someTime.map((s) => s * 1000),
       bytes: fc.integer({ min: 1, max: 50 }),
       fails: fc.boolean(),
     })),
+    fc.array(fc.array(fc.option(someTime, { nil: undefined })), {
+      maxLength: 3,
+    }),
     fc.nat(500),
-    (items, bytes) => {
-      const gone: typeof items = [];
-      const freed = evictOldest(
-        items.map((item) => ({
+    async (files, blobs, bytes) => {
+      const gone: Item[] = [];
+      const UNIT = 7;
+      const units = blobs.map((times) =>
+        times.map((time): Item | undefined =>
+          time === undefined
+            ? undefined
+            : { lastUsed: time * 1000, bytes: UNIT }
+        )
+      );
+      const items: Item[] = [
+        ...files,
+        ...units.flat().filter((item) => item !== undefined),
+      ];
+      const freed = await evictOldest(
+        files.map((item) => ({
           ...item,
           evict() {
             if (item.fails) throw new Error("stays");
+            gone.push(item);
+          },
+        })),
+        units.map((blob) => ({
+          count: blob.length,
+          lastUsed(i) {
+            const item = blob[i];
+            return item === undefined || gone.includes(item)
+              ? undefined
+              : item.lastUsed / 1000;
+          },
+          bytes: () => UNIT,
+          evict(i) {
+            const item = blob[i];
+            assert(item !== undefined && !gone.includes(item));
             gone.push(item);
           },
         })),

@@ -19,6 +19,7 @@ import type { Miss } from "../../../ffi/miss.ts";
 import type { TarPayload } from "../../format/tar.ts";
 import { newSourceId, routeMisses } from "../miss.ts";
 import { type Blob, endable, type RangeBody, SourceError } from "../source.ts";
+import type { UnitVictims } from "./evict.ts";
 import { createFetcher, type FetchParts } from "./fetch.ts";
 import { type Media, openMedia } from "./media.ts";
 import { createReadAhead } from "./readahead.ts";
@@ -81,14 +82,6 @@ export interface BlobStats {
   evicted: number;
 }
 
-/** Units of an open blob that may be evicted together. */
-export interface Evictable {
-  /** ms since 1970, as well as it is known */
-  lastUsed: number;
-  bytes: number;
-  evict(): void;
-}
-
 /** A blob that the engine can read. */
 export interface CachedBlob extends Disposable {
   readonly name: string;
@@ -141,7 +134,7 @@ export interface OwnedBlob extends CachedBlob {
   /** Somebody uses it no more: ends fetches that nobody else wants. */
   drop(): void;
   /** What may be evicted; harvests what was read since the last call. */
-  evictable(now: number): Generator<Evictable>;
+  evictable(now: number): UnitVictims;
   /**
    * Ends fetches; after it nothing changes the file but writes that were given
    * up: these bring what it should hold.
@@ -167,6 +160,7 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
     evicted: 0,
   };
   let left = count - countBits(here);
+  let settled = false;
   let closed = false;
   // Headers, indexes: not evicted.
   const guarded = newBits(count);
@@ -323,6 +317,7 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
     return isWanted(source, first, n);
   };
   const settle = async () => {
+    settled = true;
     await fetcher.settle();
     media.close();
   };
@@ -370,20 +365,20 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
     },
     addOrigin: fetcher.addOrigin,
     drop: () => fetcher.drop(isWaitedFor),
-    *evictable(now) {
+    evictable(now) {
       const times = harvest(now);
-      for (let i = 0; i < count; i++) {
-        if (!hasBit(here, i) || hasBit(guarded, i)) continue;
-        yield {
-          lastUsed: (times[i] ?? 0) * 1000,
-          bytes: Math.min(unit, size - i * unit),
-          evict() {
-            if (!hasBit(here, i)) return;
-            stats.evicted++;
-            drop(i);
-          },
-        };
-      }
+      return {
+        count,
+        lastUsed: (i) =>
+          !settled && hasBit(here, i) && !hasBit(guarded, i)
+            ? times[i]
+            : undefined,
+        bytes: (i) => Math.min(unit, size - i * unit),
+        evict(i) {
+          stats.evicted++;
+          drop(i);
+        },
+      };
     },
     settle,
     late: media.late,

@@ -50,7 +50,7 @@ export function evictionNeed(
   };
 }
 
-/** Something that may go. */
+/** Something that may go: a file. */
 export interface Victim {
   /** ms since 1970 */
   lastUsed: number;
@@ -59,25 +59,119 @@ export interface Victim {
   evict(): void;
 }
 
+/** Units of an open blob, some of which may go. */
+export interface UnitVictims {
+  /** units 0.. of the blob */
+  count: number;
+  /** s since 1970; undefined: it stays */
+  lastUsed(unit: number): number | undefined;
+  /** that come free */
+  bytes(unit: number): number;
+  evict(unit: number): void;
+}
+
+const DIGIT = 0x10000;
+/** Units that are evicted before others have a turn. */
+const TURN = 256;
+
+/** Where sums of bytes reach `bytes`, and what is before. */
+function reached(
+  sums: Float64Array,
+  bytes: number,
+): { at: number; before: number } {
+  let before = 0;
+  let at = 0;
+  for (; at < sums.length - 1; at++) {
+    const sum = before + (sums[at] ?? 0);
+    if (sum >= bytes) break;
+    before = sum;
+  }
+  return { at, before };
+}
+
 /**
- * Evicts what was used longest ago until enough is free.
+ * The second up to which all has to go so that enough does.  Times are
+ * numbers of two digits: this takes as much memory for a TiB as for a MiB.
+ */
+function lastToGo(
+  files: readonly Victim[],
+  blobs: readonly UnitVictims[],
+  bytes: number,
+): number {
+  const sums = (digit: (time: number) => number | undefined) => {
+    const all = new Float64Array(DIGIT);
+    const add = (time: number, size: number) => {
+      const at = digit(time);
+      if (at !== undefined) all[at] = (all[at] ?? 0) + size;
+    };
+    for (const file of files) add(secondOf(file), file.bytes);
+    for (const blob of blobs) {
+      for (let i = 0; i < blob.count; i++) {
+        const time = blob.lastUsed(i);
+        if (time !== undefined) add(time, blob.bytes(i));
+      }
+    }
+    return all;
+  };
+  const high = reached(sums((time) => Math.floor(time / DIGIT)), bytes);
+  const low = sums((time) =>
+    Math.floor(time / DIGIT) === high.at ? time % DIGIT : undefined
+  );
+  return high.at * DIGIT + reached(low, bytes - high.before).at;
+}
+
+function secondOf({ lastUsed }: Victim): number {
+  return Math.max(0, Math.floor(lastUsed / 1000));
+}
+
+/**
+ * Evicts what was used longest ago until enough is free; of one second, files
+ * first.
  *
  * @returns bytes that came free
  */
-export function evictOldest(
-  victims: Iterable<Victim>,
+export async function evictOldest(
+  files: readonly Victim[],
+  blobs: readonly UnitVictims[],
   bytes: number,
-): number {
+): Promise<number> {
+  let left = [...files].sort((a, b) => a.lastUsed - b.lastUsed);
   let freed = 0;
-  const order = [...victims].sort((a, b) => a.lastUsed - b.lastUsed);
-  for (const victim of order) {
-    if (freed >= bytes) break;
-    try {
-      victim.evict();
-      freed += victim.bytes;
-    } catch {
-      // It stays; the next one goes.
+  const evictFiles = (isDue: (time: number) => boolean) => {
+    left = left.filter((file) => {
+      if (freed >= bytes || !isDue(secondOf(file))) return true;
+      try {
+        file.evict();
+        freed += file.bytes;
+      } catch {
+        // It stays; the next one goes.
+      }
+      return false;
+    });
+  };
+  const evictUnits = async (isDue: (time: number) => boolean) => {
+    let turn = 0;
+    for (const blob of blobs) {
+      for (let i = 0; i < blob.count && freed < bytes; i++) {
+        const time = blob.lastUsed(i);
+        if (time === undefined || !isDue(time)) continue;
+        freed += blob.bytes(i);
+        blob.evict(i);
+        if (++turn % TURN === 0) await new Promise((go) => setTimeout(go));
+      }
     }
+  };
+  // Again when some of them had to stay.
+  for (let progress = true; progress && freed < bytes;) {
+    const before = { freed, files: left.length };
+    const last = lastToGo(left, blobs, bytes - freed);
+    const older = (time: number) => time < last;
+    const same = (time: number) => time === last;
+    for (const isDue of [older, same]) {
+      evictFiles(isDue);
+      await evictUnits(isDue);
+    }
+    progress = freed > before.freed || left.length < before.files;
   }
   return freed;
 }

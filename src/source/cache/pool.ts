@@ -15,7 +15,13 @@ import {
   stateDirOf,
   walk,
 } from "./directory.ts";
-import { evictionNeed, evictOldest, limitsOf, type Victim } from "./evict.ts";
+import {
+  evictionNeed,
+  evictOldest,
+  limitsOf,
+  type UnitVictims,
+  type Victim,
+} from "./evict.ts";
 import { removeSaved } from "./state.ts";
 
 /** What an eviction pass did, in bytes. */
@@ -130,25 +136,28 @@ export function createPool(options: PoolOptions): Pool {
     }
   };
   /** What is not ours is counted and stays. */
-  const victims = function* (files: readonly PoolFile[]): Generator<Victim> {
-    for (const file of files) {
-      if (!isDigest(file.name) || open.has(file.name)) continue;
-      if (pins().has(file.name) || file.bytes === 0) continue;
-      yield {
-        lastUsed: Math.max(file.lastUsed, lastUse(file.name)),
-        bytes: file.bytes,
-        evict() {
-          // It may have been opened since.
-          if (open.has(file.name)) return;
-          Deno.removeSync(file.path);
-          removeSaved(statePath(file.name));
-        },
-      };
-    }
+  const closedFiles = (files: readonly PoolFile[]): Victim[] =>
+    files.filter(({ name, bytes }) =>
+      isDigest(name) && !open.has(name) && !pins().has(name) && bytes > 0
+    ).map((file) => ({
+      lastUsed: Math.max(file.lastUsed, lastUse(file.name)),
+      bytes: file.bytes,
+      evict() {
+        // It may have been opened since.
+        if (open.has(file.name)) throw new Error(`${file.name} is in use`);
+        Deno.removeSync(file.path);
+        removeSaved(statePath(file.name));
+      },
+    }));
+  const openUnits = (): UnitVictims[] => {
     const now = Date.now();
+    const all: UnitVictims[] = [];
     for (const [name, blob] of open) {
-      if (blob !== undefined && !pins().has(name)) yield* blob.evictable(now);
+      if (blob !== undefined && !pins().has(name)) {
+        all.push(blob.evictable(now));
+      }
     }
+    return all;
   };
   const pass = async (
     bytesToGo: (used: number, free: number) => {
@@ -169,7 +178,11 @@ export function createPool(options: PoolOptions): Pool {
       totalUsed: used,
     };
     if (need.bytes <= 0) return report;
-    report.actualEvict = evictOldest(victims(files), need.bytes);
+    report.actualEvict = await evictOldest(
+      closedFiles(files),
+      openUnits(),
+      need.bytes,
+    );
     used -= report.actualEvict;
     options.onEviction(report);
     return report;

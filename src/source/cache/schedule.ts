@@ -87,7 +87,13 @@ export function createScheduler(most: number, share: number): Scheduler {
 
   return {
     async run(key, signal, work) {
-      await turn(key, signal);
+      if (waiting.size > 0 || total >= most || runningOf(key) >= share) {
+        await turn(key, signal);
+      } else {
+        signal.throwIfAborted();
+        total++;
+        running.set(key, runningOf(key) + 1);
+      }
       try {
         return await work();
       } finally {

@@ -131,6 +131,10 @@ export function createHosts(max = LIMIT_MAX): Hosts {
         );
       }
       const { queue } = host;
+      if (queue.size === 0 && paused <= 0 && host.active < host.limit) {
+        host.active++;
+        return slotOf(host, max);
+      }
       await new Promise<void>((resolve, reject) => {
         const start = () => {
           signal.removeEventListener("abort", give);
