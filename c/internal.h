@@ -358,6 +358,9 @@ OBD_HIDDEN struct obd_watch *obd_uring_watch(struct obd_uring *u);
 OBD_HIDDEN bool obd_uring_submit(struct obd_uring *u);
 /* Goes on with the requests whose last read has come. */
 OBD_HIDDEN void obd_uring_reap(struct obd_uring *u);
+/* Runs task->fn(task) at the end of the calling worker's round: once for all
+ * that the round ends.  False: the thread is not a worker. */
+OBD_HIDDEN bool obd_plane_later(struct obd_task *task);
 /* Runs task->fn(task) on a helper thread that may block. 0 or -errno. */
 OBD_HIDDEN int obd_plane_offload(struct obd_task *task);
 /* The same on one of the threads that write cache files. */

@@ -92,6 +92,8 @@ struct nbd_conn {
 	uint32_t slots, running;     /* in use; submitted and not ended */
 	uint64_t bytes;              /* data areas in use */
 	bool stalled;                /* input waits for free slots */
+	bool later;                  /* settle is to run at a round's end */
+	struct obd_task settle;
 
 	struct nbd_slot *free_slots;
 	void *cache[NBD_CLASSES];    /* free data areas by size */
@@ -169,6 +171,9 @@ OBD_HIDDEN void nbd_conn_new(struct obd_nbd *nbd, int fd);
 /* Ends every turn, with conn->lock held: sends, says what epoll is to watch
  * for, unlocks; frees a connection that is over. */
 OBD_HIDDEN void nbd_settle(struct nbd_conn *conn);
+/* The same of a turn that ended one request: several in one round of a
+ * worker are answered in one call. */
+OBD_HIDDEN void nbd_settle_later(struct nbd_conn *conn);
 
 /* ---- nbd.c ----------------------------------------------------------- */
 

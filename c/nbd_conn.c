@@ -87,7 +87,7 @@ void nbd_settle(struct nbd_conn *conn)
 	nbd_send(conn);
 	if (conn->phase == NBD_CLOSED) {
 		nbd_drop_output(conn);
-		over = conn->running == 0;
+		over = conn->running == 0 && !conn->later;
 		pthread_mutex_unlock(&conn->lock);
 		if (over)
 			conn_free(conn);
@@ -99,6 +99,26 @@ void nbd_settle(struct nbd_conn *conn)
 	if (events != conn->events && !obd_plane_change(&conn->watch, events))
 		conn->events = events;
 	pthread_mutex_unlock(&conn->lock);
+}
+
+static void settle_task(struct obd_task *task)
+{
+	struct nbd_conn *conn = (struct nbd_conn *)((char *)task -
+				offsetof(struct nbd_conn, settle));
+
+	pthread_mutex_lock(&conn->lock);
+	conn->later = false;
+	nbd_settle(conn);
+}
+
+void nbd_settle_later(struct nbd_conn *conn)
+{
+	if (!conn->later)
+		conn->later = obd_plane_later(&conn->settle);
+	if (!conn->later || conn->unsent >= SEND_EARLY)
+		nbd_settle(conn);
+	else
+		pthread_mutex_unlock(&conn->lock);
 }
 
 /* On the worker: no event comes any more. */
@@ -239,6 +259,7 @@ void nbd_conn_new(struct obd_nbd *nbd, int fd)
 	conn->nbd = nbd;
 	conn->watch = (struct obd_watch){ .fn = conn_event, .fd = fd };
 	conn->out_tail = &conn->out;
+	conn->settle.fn = settle_task;
 	conn->events = EPOLLIN;
 	join_server(conn);
 	/* From the moment it is watched it may be gone. */

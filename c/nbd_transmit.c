@@ -112,7 +112,7 @@ static void request_done(struct obd_request *req)
 	pthread_mutex_lock(&conn->lock);
 	conn->running--;
 	answer(slot, req->err);
-	nbd_settle(conn);
+	nbd_settle_later(conn);
 }
 
 static void submit(struct nbd_slot *slot, const struct request *r, int op)

@@ -29,7 +29,7 @@
 #define SUBMIT_RETRY_MS 1
 #define URING_RETRY_MS 1000
 
-/* lock guards rounds and removing; events and uring belong to the worker's
+/* lock guards rounds and removing; events, uring and later belong to the worker's
  * thread. */
 struct worker {
 	pthread_t thread;
@@ -43,6 +43,7 @@ struct worker {
 	int events_next;
 	struct obd_uring *uring; /* NULL: not asked for, or there is none */
 	uint64_t uring_retry_ms; /* not before, after a failure */
+	struct obd_task *later;  /* for the end of this round */
 };
 
 /* Threads that take tasks in turn; under plane.lock. */
@@ -124,6 +125,27 @@ static void run_events(struct worker *w, int count)
 	w->events_left = 0;
 }
 
+bool obd_plane_later(struct obd_task *task)
+{
+	struct worker *w = this_worker;
+
+	if (!w)
+		return false;
+	task->next = w->later;
+	w->later = task;
+	return true;
+}
+
+static void run_later(struct worker *w)
+{
+	struct obd_task *task;
+
+	while ((task = w->later)) {
+		w->later = task->next;
+		task->fn(task);
+	}
+}
+
 static void *worker_main(void *arg)
 {
 	struct worker *w = arg;
@@ -147,6 +169,7 @@ static void *worker_main(void *arg)
 			run_events(w, count);
 		if (w->uring) /* whatever woke it: most often EINTR */
 			obd_uring_reap(w->uring);
+		run_later(w);
 	}
 	obd_uring_free(w->uring);
 	return NULL;

@@ -634,6 +634,50 @@ static void what_took_long_is_noted_with_its_name(void)
 	obd_device_unref(dev);
 }
 
+struct round {
+	struct obd_watch watch;
+	struct obd_task task;
+	_Atomic int step;
+};
+
+static void round_ends(struct obd_task *task)
+{
+	struct round *r = (struct round *)((char *)task -
+					   offsetof(struct round, task));
+
+	atomic_store(&r->step, atomic_load(&r->step) == 1 ? 2 : -1);
+}
+
+static void round_event(struct obd_watch *watch, uint32_t events)
+{
+	struct round *r = (struct round *)watch;
+	uint64_t kicks;
+
+	(void)events;
+	MUST(read(watch->fd, &kicks, 8) == 8);
+	MUST(obd_plane_later(&r->task));
+	atomic_store(&r->step, 1);
+}
+
+static void what_is_for_later_runs_when_the_round_ends(void)
+{
+	struct round r = { .watch = { .fn = round_event },
+			   .task = { .fn = round_ends } };
+	uint64_t one = 1;
+
+	r.watch.fd = eventfd(0, EFD_CLOEXEC);
+	MUST(r.watch.fd >= 0);
+	MUST(!obd_plane_add(&r.watch, EPOLLIN));
+	CHECK(!obd_plane_later(&r.task)); /* no worker */
+	MUST(write(r.watch.fd, &one, 8) == 8);
+	for (int i = 0; i < 10000 && atomic_load(&r.step) >= 0 &&
+			atomic_load(&r.step) < 2; i++)
+		sleep_ms(1);
+	CHECK_EQ(r.step, 2);
+	MUST(!obd_plane_remove(&r.watch));
+	close(r.watch.fd);
+}
+
 static void a_device_that_is_closed_ends_its_reads(void)
 {
 	struct model m = model_of(DIRECT | URING, 2000);
@@ -684,6 +728,7 @@ int main(void)
 	RUN(a_process_without_descriptors_is_told_why);
 	RUN(absent_data_comes_first_then_the_disk);
 	RUN(what_took_long_is_noted_with_its_name);
+	RUN(what_is_for_later_runs_when_the_round_ends);
 	RUN(a_device_that_is_closed_ends_its_reads);
 	return check_done();
 }
