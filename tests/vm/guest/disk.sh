@@ -76,6 +76,39 @@ erofs_lower() {
 check "erofs in a committed layer: every file's sha256, the disk is read-only" \
 	erofs_lower
 
+# uses_ring: the daemon reads by io_uring, past the page cache
+uses_ring() {
+	local pid
+	pid=$(daemon_pid)
+	ls -l "/proc/$pid/fd" | grep -F 'anon_inode:[io_uring]'
+	equal "$(fincore --noheadings --output PAGES e/layer | xargs)" 0
+}
+
+by_ring() {
+	local disk
+	stop_daemon
+	service_config '"ioEngine": 1'
+	start_daemon
+	disk=$(snapshotter_attach 1 /mnt/disk/r/config.v1.json)
+	echo 3 >/proc/sys/vm/drop_caches
+	mount -o ro "$disk" mnt
+	same_files mnt
+	umount mnt
+	fio --name=x --filename="$disk" --rw=randread --direct=1 --readonly \
+		--ioengine=libaio --iodepth=32 --bsrange=512-1M --size=16M \
+		--io_size=32M --output=fio.ring
+	grep -q "err= 0" fio.ring
+	blockdev --flushbufs "$disk"
+	cmp -n "$(stat -c %s erofs.img)" erofs.img "$disk"
+	uses_ring
+	fails grep ioEngine /tmp/overlaybd.log
+	snapshotter_detach 1
+	stop_daemon
+	service_config
+	start_daemon
+}
+check "the same with ioEngine 1: by io_uring with O_DIRECT, 32 reads at once" by_ring
+
 mkfs_64() {
 	local disk
 	disk=$(snapshotter_attach 1 /mnt/disk/big/config.v1.json)
