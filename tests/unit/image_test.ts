@@ -166,6 +166,27 @@ Deno.test("an upper with only one of its files leaves the image read-only", asyn
   }
 });
 
+Deno.test("a layer with a target is refused, never read without it", async () => {
+  using dir = tempDir();
+  const file = layer(dir, "l");
+  for (
+    const target of [{ targetFile: file }, { targetDigest: "sha256:00" }]
+  ) {
+    const lowers = [{ file }, { file, ...target, gzipIndex: file }];
+    await rejects(openStack(config({ lowers })), (error) => {
+      ok(error instanceof ImageError);
+      ok(/^cannot open lowers\[1\]: .*turboOCI/.test(error.message));
+      equal(error.resultText, "failed to open layer 1");
+      return true;
+    });
+  }
+  const files = await upper(dir, MiB);
+  await rejects(
+    openStack(config({ upper: { ...files, target: file } })),
+    /cannot open upper: it has a target \(turboOCI\)/,
+  );
+});
+
 Deno.test("a damaged lower is named with its place and its file", async () => {
   using dir = tempDir();
   const good = layer(dir, "good");
