@@ -141,8 +141,11 @@ export async function guestTests(
   script: string,
   options: GuestOptions = {},
 ): Promise<void> {
-  const { kernel = KERNELS[0], only = Deno.env.get("VM_ONLY") ?? "" } = options;
-  const names = checksOf(script).filter((name) => new RegExp(only).test(name));
+  const { kernel = KERNELS[0], only = "" } = options;
+  const asked = Deno.env.get("VM_ONLY") ?? "";
+  const names = checksOf(script).filter((name) =>
+    new RegExp(only).test(name) && new RegExp(asked).test(name)
+  );
   if (names.length === 0) return;
   const why = await reasonAgainst(kernel, options.needs);
   const where = kernel === KERNELS[0] ? "" : ` (${kernel})`;

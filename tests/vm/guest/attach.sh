@@ -24,20 +24,24 @@ copies() {
 }
 
 again_and_again() {
-	local n=$1 i disk before after pid
-	pid=$(daemon_pid)
+	local n=$1 i disk fds threads mib threads2 mib2
 	for ((i = 1; i <= n; i++)); do
 		disk=$(snapshotter_attach 128 "$A")
 		equal "$(cat a/result)" success
 		equal "$(blockdev --getsize64 "$disk")" $((1 << 30))
 		snapshotter_detach 128
-		[ "$i" -gt 1 ] || before=$(ls "/proc/$pid/fd" | wc -l)
+		# The first ones fill what is filled once.
+		[ "$i" -ne $(((n + 9) / 10)) ] || read -r fds threads mib <<<"$(weigh)"
+		[ $((i % 20)) -ne 0 ] || say "$i: $(weigh)"
 	done
-	after=$(ls "/proc/$pid/fd" | wc -l)
-	equal "$after" "$before"
+	until_ok 30 has_descriptors "$fds"
+	read -r _ threads2 mib2 <<<"$(weigh)"
+	say "$n times: from $fds descriptors, $threads threads, $mib MiB to $(weigh)"
+	[ $((threads2 - threads)) -le 2 ]
+	[ $((mib2 - mib)) -lt 20 ]
 	nothing_left
 }
-check "the snapshotter's attach and detach, again and again: no descriptor stays" \
+check "the snapshotter's attach and detach, again and again: no descriptor, thread or memory stays" \
 	again_and_again "$(count 200)"
 
 at_once() {

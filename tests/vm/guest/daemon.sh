@@ -51,12 +51,20 @@ files_right() {
 	done
 }
 
-# requests: completed so far on both disks
+# requests: how many each of the two disks has completed
 requests() {
-	cat "/sys/block/${LOG#/dev/}/stat" "/sys/block/${SPARSE#/dev/}/stat" |
-		awk '{ n += $1 + $5 } END { print n }'
+	local disk
+	for disk in "$LOG" "$SPARSE"; do
+		awk '{ printf "%d ", $1 + $5 }' "/sys/block/${disk#/dev/}/stat"
+	done
 }
-more_than() { [ "$(requests)" -gt "$1" ]; }
+# both_since BEFORE: each has completed some more
+both_since() {
+	local log sparse log0 sparse0
+	read -r log0 sparse0 <<<"$1"
+	read -r log sparse <<<"$(requests)"
+	[ "$log" -gt "$log0" ] && [ "$sparse" -gt "$sparse0" ]
+}
 
 # under_load FUNCTION: while both disks and a file system are written
 under_load() {
@@ -68,7 +76,7 @@ under_load() {
 	jobs+=($!)
 	write_files &
 	jobs+=($!)
-	until_ok 60 more_than 100
+	until_ok 60 both_since "50 50"
 	"$@"
 	touch /run/enough
 	for job in "${jobs[@]}"; do wait "$job"; done
@@ -84,16 +92,16 @@ killed() {
 	local i before pid
 	for ((i = 1; i <= $1; i++)); do
 		before=$(requests)
-		until_ok 120 more_than "$before"
 		sleep "$((RANDOM % 3)).$((RANDOM % 1000))"
+		until_ok 120 both_since "$before"
 		pid=$(daemon_pid)
 		kill -9 "$pid"
 		until_ok 60 gone "$pid"
 		start_daemon
-		say "kill $i, $(($(requests) - before)) requests since the last"
+		say "kill $i: $before requests before, $(requests)now"
 	done
 	before=$(requests)
-	until_ok 120 more_than "$before"
+	until_ok 120 both_since "$before"
 }
 check "kill -9 under fio --verify and a mounted ext4: no error, no mismatch" \
 	under_load killed "$(count 60)"
@@ -114,7 +122,7 @@ go_on_with() {
 	local before
 	PATH=$1/bin:$PATH start_daemon
 	before=$(requests)
-	until_ok 120 more_than "$before"
+	until_ok 120 both_since "$before"
 	equal "$(readlink "/proc/$(daemon_pid)/exe" | cut -d/ -f-3)" "$1"
 	say "$(grep 'current version' /tmp/overlaybd.log | tail -1)"
 }
@@ -136,14 +144,6 @@ other_product || exit 1
 check "an upgrade under the same load: ended by SIGTERM, the new one goes on" \
 	under_load upgraded
 
-# weigh: descriptors, threads, MiB of the daemon
-weigh() {
-	local pid
-	pid=$(daemon_pid)
-	echo "$(ls "/proc/$pid/fd" | wc -l)" \
-		"$(sed -n 's/^Threads:\s*//p' "/proc/$pid/status")" \
-		"$(awk '/^RssAnon/ { print int($2 / 1024) }' "/proc/$pid/status")"
-}
 # settled: as many descriptors as a second ago
 settled() {
 	local before
@@ -152,27 +152,27 @@ settled() {
 	[ "$(weigh | cut -d' ' -f1)" = "$before" ]
 }
 up_and_down() {
-	local i first last
+	local i fds threads mib fds2 threads2 mib2
 	for ((i = 0; i <= $1; i++)); do
 		stop_daemon 60
 		start_daemon
 		dd if="$LOG" of=/dev/null bs=4k count=1 iflag=direct status=none
 		dd if="$SPARSE" of=/dev/null bs=4k count=1 iflag=direct status=none
 		dd if="$FS" of=/dev/null bs=4k count=1 iflag=direct status=none
-		until_ok 30 settled
-		last=$(weigh)
-		[ $i -gt 0 ] || first=$last
-		say "$last"
+		if [ $i -eq 0 ]; then
+			until_ok 30 settled
+			read -r fds threads mib <<<"$(weigh)"
+		fi
+		until_ok 30 has_descriptors "$fds"
+		read -r fds2 threads2 mib2 <<<"$(weigh)"
+		say "$i: $fds2 descriptors, $threads2 threads, $mib2 MiB"
+		[ $((threads2 - threads)) -le 2 ]
+		[ $((mib2 - mib)) -lt 20 ]
 	done
-	read -r fds threads mib <<<"$first"
-	read -r fds2 threads2 mib2 <<<"$last"
-	equal "$fds2" "$fds"
-	[ $((threads2 - threads)) -le 2 ]
-	[ $((mib2 - mib)) -lt 20 ]
 	files_right
 }
 check "up and down with devices present: as many descriptors, threads, memory" \
-	up_and_down "$([ -n "$SOAK" ] && echo 100 || echo 3)"
+	up_and_down "$(count 100)"
 
 adopted() {
 	local n=$1 i jobs=() start
@@ -203,4 +203,18 @@ adopted() {
 	files_right
 }
 check "many devices adopted at once after kill -9: each has its own bytes" \
-	adopted "$([ -n "$SOAK" ] && echo 50 || echo 10)"
+	adopted "$(count 50)"
+
+again() {
+	local i disk
+	umount mnt
+	for i in 1 2 3; do snapshotter_detach $i; done
+	equal "$(ls /sys/class/uio)" ""
+	disk=$(snapshotter_attach 3 /mnt/disk/fs/config.v1.json)
+	mount -o ro "$disk" mnt
+	files_right
+	umount mnt
+	snapshotter_detach 3
+	daemon_alive
+}
+check "unmounted, detached and attached again: every file's sha256" again

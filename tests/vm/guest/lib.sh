@@ -142,6 +142,17 @@ kill_and_start() {
 }
 gone() { ! kill -0 "$1" || [ "$(cut -d' ' -f3 "/proc/$1/stat")" = Z ]; }
 
+# weigh: descriptors, threads, MiB of the daemon
+weigh() {
+	local pid
+	pid=$(daemon_pid)
+	echo "$(ls "/proc/$pid/fd" | wc -l)" \
+		"$(sed -n 's/^Threads:\s*//p' "/proc/$pid/status")" \
+		"$(awk '/^RssAnon/ { print int($2 / 1024) }' "/proc/$pid/status")"
+}
+
+has_descriptors() { [ "$(weigh | cut -d' ' -f1)" = "$1" ]; }
+
 # ---- images ----------------------------------------------------------------
 # writable DIR MB [-s]: an image with only a writable layer
 writable() {
