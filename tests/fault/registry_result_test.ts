@@ -63,6 +63,12 @@ const challenge = (asked: Asked, value: string) =>
     "www-authenticate": value.replace("HERE", `http://${asked.headers.host}`),
   });
 
+/** Answers the first request only. */
+const failsOnce = () => {
+  let asked = 0;
+  return (it: Asked) => asked++ === 0 ? answerStatus(it, 500) : undefined;
+};
+
 const range = (response: Asked["response"], text: string, n: number) => {
   response.writeHead(206, { "content-range": text });
   response.end(BLOB.subarray(0, n));
@@ -194,6 +200,11 @@ for (
     [
       "a redirect loop",
       (asked: Asked) => answerStatus(asked, 307, { location: asked.url }),
+      "Unexpected response",
+    ],
+    [
+      "500, then no answer",
+      failsOnce(),
       "Unexpected response",
     ],
     [

@@ -120,7 +120,8 @@ export async function untilAborted<T>(
  * may take in all.
  *
  * @param work may take this many ms
- * @throws {SourceError} the last failure
+ * @throws {SourceError} the last failure; where the rest of the time was too
+ *   short for an answer, the one before it
  */
 export async function tryAgain<T>(
   ms: number,
@@ -129,14 +130,17 @@ export async function tryAgain<T>(
   onRetry?: () => void,
 ): Promise<T> {
   const until = performance.now() + ms;
+  let before: SourceError | undefined;
   for (let n = 1;; n++) {
     try {
       return await work(Math.max(1, until - performance.now()));
     } catch (error) {
-      if (!(error instanceof SourceError)) throw error;
+      if (!(error instanceof SourceError) || !error.retryable) throw error;
       const wait = backoff(n, error.retryAfterMs);
       const over = performance.now() + wait >= until;
-      if (!error.retryable || n === TRIES || over) throw error;
+      if (over && error.code === "ETIMEDOUT") throw before ?? error;
+      if (n === TRIES || over) throw error;
+      before = error;
       await pause(wait, signal);
       onRetry?.();
     }
