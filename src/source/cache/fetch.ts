@@ -14,6 +14,8 @@ import { createWrites } from "./writes.ts";
 
 /** Bytes that one request brings at most. */
 const REQUEST_MAX = 4 << 20;
+/** Bytes that are taken at first: the sooner they can be written. */
+const FIRST = 64 << 10;
 
 /** Who is told of reads from the network. */
 export type OnDownload = (
@@ -132,7 +134,8 @@ export function createFetcher(
     });
     try {
       for (let at = begin; at < end;) {
-        const chunk = await body.next(end - at);
+        // Who waits, waits for the beginning mostly.
+        const chunk = await body.next(at === begin ? FIRST : end - at);
         if (signal.aborted) throw closed();
         at += chunk.length;
         await writes.add(chunk);
