@@ -299,7 +299,7 @@ Deno.test("registry: a registry is never shown another one's token", async () =>
 
 /** A registry of several repositories; `open/` ones want nothing. */
 function repositories() {
-  const state = { refuses: false, basic: false };
+  const state = { refuses: false, basic: false, forbids: false };
   const answer = (asked: Asked) => {
     const { url, headers, response } = asked;
     if (url.startsWith("/token")) {
@@ -310,6 +310,9 @@ function repositories() {
     const [, name = ""] = /^\/v2\/(.+)\/blobs\//.exec(url) ?? [];
     const scope = `repository:${name}:pull`;
     const wanted = state.basic ? BASIC : `Bearer ${btoa(scope)}`;
+    if (state.forbids && headers.authorization?.startsWith("Bearer")) {
+      return answerStatus(asked, 403);
+    }
     if (name.startsWith("open/") || headers.authorization === wanted) {
       return answerRange(asked, BLOB);
     }
@@ -386,6 +389,10 @@ Deno.test("registry: a repository that wants something else than others is found
   assert.equal(await size("a/b"), BLOB.length);
   state.basic = true;
   assert.equal(await size("a/c"), BLOB.length);
+  // One that takes no token at all, and says so for good.
+  state.forbids = true;
+  assert.equal(await size("a/d"), BLOB.length);
+  assert.equal(await size("open/e"), BLOB.length);
 });
 
 Deno.test("registry: Basic without credentials says where they are looked for", async () => {

@@ -102,8 +102,12 @@ export function createAuth(
   const repositories = new Map<string, Repository>();
 
   /** As the registry's other repositories have it: saves a refusal. */
-  const guess = (name: string, origin: string): Way | undefined => {
-    const scope = usualScope(name);
+  const guess = (name: string, url: URL): Way | undefined => {
+    const { origin, pathname } = url;
+    // Who writes asks for more.
+    const scope = pathname.includes("/blobs/uploads")
+      ? undefined
+      : usualScope(name);
     const known = scope === undefined ? undefined : realms.get(origin);
     return known === undefined
       ? undefined
@@ -124,7 +128,7 @@ export function createAuth(
     if (repository === undefined) {
       repository = {
         way: undefined,
-        guess: guess(name, url.origin),
+        guess: guess(name, url),
         learning: undefined,
       };
       repositories.set(name, repository);
@@ -195,17 +199,28 @@ export function createAuth(
     send: (authorization: string | undefined) => Promise<A>,
     signal: AbortSignal,
   ): Promise<A> => {
-    const shown = repository.way === undefined
+    const guessed = repository.way === undefined;
+    const shown = guessed
       ? await tryGuess(repository, url, signal)
       : await show(repository.way, url, signal);
     const answer = await send(shown);
     const { status, headers } = answer.response;
+    const told = status === 401 && headers.has("www-authenticate");
+    if (
+      guessed && shown !== undefined && !told &&
+      (status === 401 || status === 403)
+    ) {
+      // Refused for good, for what nobody asked us to show.
+      repository.guess = undefined;
+      await discard(answer.response);
+      return await sendKnown(repository, url, send, signal);
+    }
     const challenged = status === 401 ||
       (status === 403 && shown === undefined &&
         headers.has("www-authenticate"));
     if (!challenged) {
-      const guessed = shown === undefined ? undefined : repository.guess;
-      repository.way ??= guessed ?? { kind: "none" };
+      const right = shown === undefined ? undefined : repository.guess;
+      repository.way ??= right ?? { kind: "none" };
       return answer;
     }
     const next = await other(repository, url, answer, shown, signal)
