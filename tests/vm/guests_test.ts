@@ -73,7 +73,7 @@ if (EXECUTABLE !== undefined && have("dpkg-deb") && have("systemctl")) {
   if (SOAK) await guestTests("switch.sh", options);
 } else console.log("skipped: package: no executable, dpkg or systemd");
 // Live snapshots of disks that a real kernel uses.
-await guestTests("snapshot.sh", { disk: "3G", timeout: 600 });
+await guestTests("snapshot.sh", { disk: "3G" });
 // The operator's commands, and what the page on disks says to type.
 await guestTests("trouble.sh", { disk: "2G" });
 await guestTests("doctor.sh");
