@@ -213,8 +213,8 @@ snapshotter_attach() {
 	echo -n "$(wwn "$id")" >"$port/nexus"
 	ln -s "$device" "$port/lun/lun_0/dev_$id"
 	address=$(cat "$port/address")
-	# It waits for 0.5 s; a guest is slower than that.
-	until_ok 20 test -e "/sys/class/scsi_device/$address:0/device/block"
+	# It waits for 0.5 s; a guest is slower than that, with 64 disks far more.
+	until_ok 180 test -e "/sys/class/scsi_device/$address:0/device/block"
 	disk=$(ls "/sys/class/scsi_device/$address:0/device/block")
 	echo 2147483 >"/sys/block/$disk/device/timeout"
 	echo "/dev/$disk"
