@@ -59,6 +59,7 @@ export function tcmuKind(
       ).catch((error) => {
         throw refused(error);
       });
+      scsi.changed();
       const served = service.images().find((image) =>
         image.transport === "tcmu" && image.devId === devId &&
         fullPath(image.path) === made.config

@@ -156,9 +156,14 @@ Deno.test("SCSI devices are found by the serial that the kernel read", () => {
     }
   };
   const scsi = scsiDevices({ sys: dir.path }, 0);
+  const old = scsiDevices({ sys: dir.path }, Infinity);
   equal([scsi.count("s1"), scsi.disk("s1")], [0, undefined]);
+  equal(old.disk("s1"), undefined);
   make("0:0:1:0", "s1", "sda");
   make("1:0:1:0", "s2");
+  equal(old.disk("s1"), undefined);
+  old.changed();
+  equal(old.disk("s1"), "/dev/sda");
   equal([scsi.count("s1"), scsi.disk("s1")], [1, "/dev/sda"]);
   equal([scsi.count("s2"), scsi.disk("s2")], [1, undefined]);
   Deno.removeSync(dir.file("class/scsi_device/0:0:1:0"), { recursive: true });

@@ -12,6 +12,8 @@ export interface ScsiDevices {
   count(serial: string): number;
   /** `/dev/sdX` of one; undefined: it is no disk of this host. */
   disk(serial: string): string | undefined;
+  /** One came: what was seen before does not count any more. */
+  changed(): void;
 }
 
 /** What is in a directory of sysfs; nothing where there is none. */
@@ -66,5 +68,6 @@ export function scsiDevices(
       }
       return undefined;
     },
+    changed: () => void (readAt = -Infinity),
   };
 }
