@@ -29,8 +29,8 @@
 #define SUBMIT_RETRY_MS 1
 #define URING_RETRY_MS 1000
 
-/* lock guards rounds and removing; events, uring and later belong to the worker's
- * thread. */
+/* lock guards rounds and removing; events, uring and later belong to the
+ * worker's thread. */
 struct worker {
 	pthread_t thread;
 	int epoll_fd, kick_fd;

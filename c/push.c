@@ -185,14 +185,6 @@ static struct obd_task *gate_open(struct obd_device *dev)
 
 /* ---- pushing ------------------------------------------------------------ */
 
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
 static uint64_t count_records(struct obd_upper *upper)
 {
 	uint64_t n;
@@ -278,11 +270,11 @@ int32_t obd_device_push(struct obd_device *dev, struct obd_upper *upper,
 		pthread_mutex_unlock(&dev->lock);
 		return err;
 	}
-	began = now_ns();
+	began = obd_now_ns();
 	err = gate_close(dev, limit_ms) ?
 	      show_pushed(dev, upper, max_records, next) : -ETIMEDOUT;
 	waiting = gate_open(dev);
-	*pause_ns = now_ns() - began;
+	*pause_ns = obd_now_ns() - began;
 	obd_view_unref(next);
 	if (err)
 		drop_spare(dev);

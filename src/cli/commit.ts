@@ -15,7 +15,7 @@ import {
 } from "./compression.ts";
 import { EXIT, ExitError } from "./exit.ts";
 import { failure, notBuilt, warnWithout } from "./original.ts";
-import { newUpload, UploadError, warnUpload } from "./upload.ts";
+import { newUpload, UploadError, uploadFirst, warnUpload } from "./upload.ts";
 import type { Call } from "./program.ts";
 import { showProgress } from "./progress.ts";
 import { InterruptedError, interruptible } from "./signals.ts";
@@ -136,9 +136,7 @@ async function openFill(
   unused.use(stack);
   return async () => {
     unused.move();
-    const whole = await makeWhole(config, stack, sources);
-    parts.defer(whole.close);
-    return whole.stack.lowers;
+    return parts.use(await makeWhole(config, stack, sources)).stack.lowers;
   };
 }
 
@@ -151,12 +149,8 @@ async function withFill<T>(
   if (fill === undefined) return await work(undefined);
   const { withSources } = await import("./sources.ts");
   return await withSources(args.serviceConfig, async (sourcesOf) => {
-    const parts = new DisposableStack();
-    try {
-      return await work(await openFill(fill, sourcesOf, parts));
-    } finally {
-      parts.dispose();
-    }
+    using parts = new DisposableStack();
+    return await work(await openFill(fill, sourcesOf, parts));
   });
 }
 
@@ -189,12 +183,7 @@ async function commit(args: CommitArgs, call: Call): Promise<number> {
           commitLayer({
             ...options,
             ...fill === undefined ? {} : { fill },
-            ...upload === undefined ? {} : {
-              beforePublish: (fd, size) => {
-                bar[Symbol.dispose]();
-                return upload.send(fd, size, signal);
-              },
-            },
+            ...uploadFirst(upload, bar, signal),
             signal,
             onProgress: bar.onProgress,
           })

@@ -47,12 +47,8 @@ export async function run(args: Args<"map">): Promise<number> {
   const config = await readImageConfig(args.config);
   await withSources(args.serviceConfig, async (sourcesOf) => {
     const sources = await sourcesOf(config);
-    const stack = await openStack(config, { readonly: true, sources });
-    try {
-      await printMap(stack, args.json);
-    } finally {
-      stack.close();
-    }
+    using stack = await openStack(config, { readonly: true, sources });
+    await printMap(stack, args.json);
   });
   return EXIT.ok;
 }

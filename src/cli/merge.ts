@@ -14,7 +14,7 @@ import { withResultFile } from "../service/result.ts";
 import { reportWritten, threadCount } from "./compression.ts";
 import { EXIT, ExitError, reason } from "./exit.ts";
 import { warnWithout } from "./original.ts";
-import { newUpload, UploadError, warnUpload } from "./upload.ts";
+import { newUpload, UploadError, uploadFirst, warnUpload } from "./upload.ts";
 import type { Call } from "./program.ts";
 import { showProgress } from "./progress.ts";
 import { InterruptedError, interruptible } from "./signals.ts";
@@ -71,12 +71,7 @@ async function merge(
         ? { algorithm: "lz4", blockSize: BLOCK_SIZE }
         : undefined,
       threads: threadCount(args.threads, call),
-      ...upload === undefined ? {} : {
-        beforePublish: (fd, size) => {
-          bar[Symbol.dispose]();
-          return upload.send(fd, size, signal);
-        },
-      },
+      ...uploadFirst(upload, bar, signal),
       signal,
       onProgress: bar.onProgress,
     })
@@ -106,10 +101,11 @@ async function openAndMerge(
       () => openWhole(config, sourcesOf),
     );
   };
-  const { stack, close } = await open().catch((error) => {
+  using whole = await open().catch((error) => {
     if (error instanceof InterruptedError) throw error;
     throw mergeFailure(call, "failed to create image file", error);
   });
+  const { stack } = whole;
   for (const warning of stack.warnings) console.error(`WARNING ${warning}`);
   try {
     await merge(args, stack, call);
@@ -126,8 +122,6 @@ async function openAndMerge(
       atOutput ? "failed to create output file" : "failed to compact",
       error,
     );
-  } finally {
-    close();
   }
 }
 

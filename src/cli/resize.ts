@@ -41,8 +41,7 @@ async function inheritedSize(
   return await withSources(settings, async (sourcesOf) => {
     const sources = await sourcesOf(config);
     const lowers = { ...config, upper: undefined };
-    const stack = await openStack(lowers, { sources });
-    stack.close();
+    using stack = await openStack(lowers, { sources });
     return stack.virtualSize;
   });
 }

@@ -69,8 +69,6 @@ export async function withSources<T>(
       close,
     };
   };
-  // No `await using`: the bundler's minifier drops one whose value is used
-  // in the next statement alone.
   try {
     return await work(async ({ repoBlobUrl }) => {
       if (repoBlobUrl === "") return undefined;

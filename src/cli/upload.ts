@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { WriteOptions } from "../layer/write.ts";
 import { EXIT, ExitError, reason } from "./exit.ts";
 import { warnWithout } from "./original.ts";
 import type { Call } from "./program.ts";
@@ -36,6 +37,20 @@ export interface Upload extends Disposable {
   send(fd: number, size: number, signal: AbortSignal): Promise<void>;
   /** The digest: on stderr by the original's names, where callers read it. */
   print(call: Call): void;
+}
+
+/** How a layer is written: uploaded, where that is asked for, and then there. */
+export function uploadFirst(
+  upload: Upload | undefined,
+  bar: Disposable,
+  signal: AbortSignal,
+): Pick<WriteOptions, "beforePublish"> {
+  return upload === undefined ? {} : {
+    beforePublish(fd, size) {
+      bar[Symbol.dispose]();
+      return upload.send(fd, size, signal);
+    },
+  };
 }
 
 /** Says which options have no effect without `--upload`. */

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { whyOf } from "../../ffi/errors.ts";
 import type { ImageConfig } from "../image/config.ts";
 import type { SourcesOf } from "../image/disk.ts";
 import { type OpenStack, openStack } from "../image/image.ts";
@@ -13,9 +14,8 @@ import { showProgress } from "./progress.ts";
 import { interruptible } from "./signals.ts";
 
 /** A stack of which nothing is missing, and what its bytes lie in. */
-export interface WholeStack {
+export interface WholeStack extends Disposable {
   stack: OpenStack;
-  close(): void;
 }
 
 /** Brings the remote lowers of a stack; the same configuration without any. */
@@ -44,8 +44,10 @@ async function bringLowers(
       const { url, dir, blob: { size } } = remote;
       const about = { dir, size, signal, onBytes };
       const whole = await openWholeFile(sources, url, about).catch((cause) => {
-        const why = cause instanceof Error ? cause.message : String(cause);
-        throw new Error(`cannot fetch lowers[${position}]: ${why}`, { cause });
+        throw new Error(
+          `cannot fetch lowers[${position}]: ${whyOf(cause)}`,
+          { cause },
+        );
       });
       files.use(whole);
       lowers[position] = { ...lower, file: whole.path, dir: "", digest: "" };
@@ -72,13 +74,13 @@ export async function makeWhole(
     stack.lowers.every(({ remote }) => remote === undefined)
   ) {
     const all = parts.move();
-    return { stack, close: () => all.dispose() };
+    return { stack, [Symbol.dispose]: () => all.dispose() };
   }
   const files = parts.use(new DisposableStack());
   const local = await bringLowers(config, stack, sources, files);
   const whole = files.use(await openStack(local, { readonly: true }));
   const kept = files.move();
-  return { stack: whole, close: () => kept.dispose() };
+  return { stack: whole, [Symbol.dispose]: () => kept.dispose() };
 }
 
 /**

@@ -104,10 +104,7 @@ export function currentCertificates(
       log(`${paths.join(", ")}: read again`);
       return { cert, key, ca };
     } catch (error) {
-      log(
-        "WARNING the certificates of before are used on: " +
-          (error instanceof Error ? error.message : String(error)),
-      );
+      log(`WARNING the certificates of before are used on: ${whyOf(error)}`);
       return before;
     }
   };

@@ -185,7 +185,12 @@ export async function readCompressedMap(
   const all = Math.ceil(inode.size / clusterSize);
   const count = Math.min(all, MAX_RUNS);
   const { clusters, end } = await readIndex(
-    ...[read, inode, head, count, clusterBits, advice] as const,
+    read,
+    inode,
+    head,
+    count,
+    clusterBits,
+    advice,
   );
 
   const lengthOf = (type: number, nr: number): number => {
