@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Exports of other fabrics than loopback that are being taken away: the kernel
- * waits for their commands before it says anything of it.
+ * Exports that are being taken away: the kernel waits for their commands
+ * before it says anything of it.
  *
  * What can be seen is that configfs keeps a LUN's directory locked meanwhile.
  *
@@ -12,8 +12,8 @@ import { type KernelPaths, within } from "./kernel.ts";
 /** Longer than any change takes that waits for nobody. */
 const LOCKED_MS = 1000;
 
-/** Not exports, and those whose disks this host can see for itself. */
-const SKIPPED = new Set(["core", "dbroot", "version", "loopback"]);
+/** Not exports. */
+const SKIPPED = new Set(["core", "dbroot", "version"]);
 
 /** Directories of one, all of them where it has no pattern. */
 async function list(dir: string, pattern = /./): Promise<string[]> {

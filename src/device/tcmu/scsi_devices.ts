@@ -36,8 +36,8 @@ function readSerial(device: string): string {
 }
 
 /**
- * Looks into sysfs, anew after `maxAgeMs`.  A device's name is never used for
- * another serial: hosts are numbered upwards.
+ * Looks into sysfs, anew after `maxAgeMs`: every serial is read again, as the
+ * kernel gives the address of a device that has gone to another.
  */
 export function scsiDevices(
   { sys }: Pick<KernelPaths, "sys">,
@@ -49,10 +49,7 @@ export function scsiDevices(
   const current = () => {
     if (performance.now() - readAt < maxAgeMs) return serials;
     serials = new Map(
-      namesIn(dir).map((name) => [
-        name,
-        serials.get(name) || readSerial(`${dir}/${name}/device`),
-      ]),
+      namesIn(dir).map((name) => [name, readSerial(`${dir}/${name}/device`)]),
     );
     readAt = performance.now();
     return serials;
@@ -63,6 +60,7 @@ export function scsiDevices(
     count: (serial) => find(serial).length,
     disk(serial) {
       for (const name of find(serial)) {
+        if (readSerial(`${dir}/${name}/device`) !== serial) continue;
         const [disk] = namesIn(`${dir}/${name}/device/block`);
         if (disk !== undefined) return `/dev/${disk}`;
       }

@@ -69,6 +69,8 @@ mkdir -p mnt
 head -c 8M /dev/urandom >random
 disk=$(snapshotter_attach 1 "$CONFIG") || exit 1
 dd if=random of="$disk" bs=1M conv=fsync status=none
+# The daemon has seen it before the next disk is given its address.
+sleep 3
 snapshotter_detach 1
 overlaybd commit a/data a/index layer
 registry
