@@ -30,9 +30,17 @@
 
 enum state { IDLE, RUNNING, QUEUED, ASKED, FINISHED };
 
+/* What WRITE SAME and UNMAP have still to do. */
+struct range {
+	uint64_t at, left;           /* bytes of the disk */
+	uint8_t *buffer;             /* UNMAP's list, or blocks to write */
+	uint32_t ranges, taken;      /* of the list */
+	uint16_t op;                 /* enum obd_op */
+};
+
 struct command {
 	struct obd_request req;
-	struct obd_task task;        /* WRITE SAME, UNMAP */
+	struct range range;
 	struct obd_ring *ring;
 	struct command *next;        /* idle, or queued for TypeScript */
 	_Atomic enum state state;
@@ -143,7 +151,7 @@ OBD_HIDDEN void ring_readable(struct obd_watch *watch, uint32_t events);
 
 /* ---- ring_range.c: WRITE SAME and UNMAP ------------------------------- */
 
-OBD_HIDDEN void ring_offload(struct obd_ring *ring, struct command *cmd);
+OBD_HIDDEN void ring_change_range(struct obd_ring *ring, struct command *cmd);
 
 /* ---- ring_ask.c: commands for TypeScript ------------------------------ */
 

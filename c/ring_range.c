@@ -1,106 +1,164 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * ring_range.c - WRITE SAME and UNMAP: on a helper thread, which holds
- * ring->lock only to end the command.
+ * ring_range.c - WRITE SAME and UNMAP: one request of the device after the
+ * other, each begun when the one before has ended, so that no thread waits
+ * for one that does (for absent data, for a snapshot).
+ *
+ * All of it is called with ring->lock held.
  */
 #include <stdlib.h>
 
 #include "ring.h"
 
+#define STEP_BYTES (64u << 20)   /* a request's length has 32 bits */
 #define PATTERN_BYTES (64u << 10)
+
+/* ---- what is to be done ------------------------------------------------ */
 
 static bool all_zero(const uint8_t *p, size_t n)
 {
 	return !*p && !memcmp(p, p + 1, n - 1);
 }
 
-static int write_pattern(struct obd_device *dev, const uint8_t *block,
-			 uint64_t at, uint64_t bytes)
+/* 0 or -ENOMEM. */
+static int set_pattern(struct range *range, const uint8_t *block)
 {
-	uint8_t *buf = malloc(PATTERN_BYTES);
 	uint64_t n;
-	int err = 0;
 
-	if (!buf)
+	range->op = OBD_WRITE;
+	range->buffer = malloc(PATTERN_BYTES);
+	if (!range->buffer)
 		return -ENOMEM;
 	for (n = 0; n < PATTERN_BYTES; n += OBD_SECTOR)
-		memcpy(buf + n, block, OBD_SECTOR);
-	for (; !err && bytes; bytes -= n, at += n) {
-		n = bytes < PATTERN_BYTES ? bytes : PATTERN_BYTES;
-		err = obd_device_write(dev, buf, n, at);
-	}
-	free(buf);
-	return err;
+		memcpy(range->buffer + n, block, OBD_SECTOR);
+	return 0;
 }
 
-static int write_same(struct command *cmd)
+static int set_write_same(struct command *cmd)
 {
-	uint64_t at = cmd->cdb.lba * OBD_SECTOR;
-	uint64_t bytes = cmd->cdb.count * OBD_SECTOR;
-	struct obd_device *dev = cmd->ring->dev;
 	uint8_t block[OBD_SECTOR] = { 0 };
 
+	cmd->range.at = cmd->cdb.lba * OBD_SECTOR;
+	cmd->range.left = cmd->cdb.count * OBD_SECTOR;
 	if (cmd->cdb.unmap)
-		return obd_device_discard(dev, at, bytes);
+		return 0;
 	if (!cmd->cdb.no_data)
 		ring_copy(cmd, block, sizeof(block), 0, false);
-	if (all_zero(block, sizeof(block)))
-		return obd_device_zero(dev, at, bytes);
-	return write_pattern(dev, block, at, bytes);
+	if (!all_zero(block, sizeof(block)))
+		return set_pattern(&cmd->range, block);
+	cmd->range.op = OBD_ZERO;
+	return 0;
 }
 
-/* Every range is checked before the first is dropped. -ERANGE: one is not
- * inside the disk. */
-static int unmap(struct command *cmd, uint32_t *sense)
+static void take_range(struct range *range)
 {
-	struct obd_device *dev = cmd->ring->dev;
-	uint64_t size = obd_device_size(dev) / OBD_SECTOR, lba, count;
+	const uint8_t *p = range->buffer + 8 + 16 * range->taken++;
+
+	range->at = scsi_be(p, 8);
+	range->left = scsi_be(p + 8, 4);
+}
+
+/* Every range is checked before the first is dropped. 0, -ENOMEM, or 0 with
+ * *sense set. */
+static int set_unmap(struct command *cmd, uint32_t *sense)
+{
+	uint64_t size = obd_device_size(cmd->ring->dev) / OBD_SECTOR;
 	uint64_t n = cmd->cdb.count < cmd->length ? cmd->cdb.count :
 						    cmd->length;
-	uint8_t *list = malloc(n + 1), *p;
-	int ranges, i, pass, err = 0;
+	struct range *range = &cmd->range;
+	int ranges;
 
-	if (!list)
+	range->buffer = malloc(n + 1);
+	if (!range->buffer)
 		return -ENOMEM;
-	ring_copy(cmd, list, n, 0, false);
-	ranges = scsi_unmap_ranges(list, n);
-	if (ranges < 0)
+	ring_copy(cmd, range->buffer, n, 0, false);
+	ranges = scsi_unmap_ranges(range->buffer, n);
+	if (ranges < 0) {
 		*sense = (uint32_t)-ranges;
-	for (pass = 0; pass < 2 && !*sense && !err; pass++)
-		for (i = 0; i < ranges && !err && !*sense; i++) {
-			p = list + 8 + 16 * i;
-			lba = scsi_be(p, 8);
-			count = scsi_be(p + 8, 4);
-			if (lba > size || count > size - lba)
-				*sense = SENSE_RANGE;
-			else if (pass)
-				err = obd_device_discard(dev,
-					lba * OBD_SECTOR, count * OBD_SECTOR);
-		}
-	free(list);
-	return err;
+		return 0;
+	}
+	range->ranges = (uint32_t)ranges;
+	while (range->taken < range->ranges) {
+		take_range(range);
+		if (range->at > size || range->left > size - range->at)
+			*sense = SENSE_RANGE;
+	}
+	range->taken = 0;
+	range->left = 0;
+	return 0;
 }
 
-static void run_task(struct obd_task *task)
-{
-	struct command *cmd = (struct command *)((char *)task -
-		offsetof(struct command, task));
-	struct obd_ring *ring = cmd->ring;
-	uint32_t sense = 0;
-	int err;
+/* ---- step by step ------------------------------------------------------ */
 
-	err = cmd->cdb.kind == SCSI_UNMAP ? unmap(cmd, &sense) :
-					    write_same(cmd);
-	pthread_mutex_lock(&ring->lock);
+static void range_done(struct obd_request *req);
+
+/* Makes cmd->req the next step. False: there is none. */
+static bool next_step(struct command *cmd)
+{
+	struct range *range = &cmd->range;
+	uint64_t n = range->op == OBD_WRITE ? PATTERN_BYTES : STEP_BYTES;
+
+	while (!range->left && range->taken < range->ranges) {
+		take_range(range);
+		range->at *= OBD_SECTOR;
+		range->left *= OBD_SECTOR;
+	}
+	if (!range->left)
+		return false;
+	if (n > range->left)
+		n = range->left;
+	cmd->iov[0] = (struct iovec){ range->buffer, n };
+	cmd->req = (struct obd_request){
+		.dev = cmd->ring->dev,
+		.done = range_done,
+		.owner = cmd,
+		.offset = range->at,
+		.length = (uint32_t)n,
+		.op = range->op,
+		.iov = cmd->iov,
+		.iov_count = range->op == OBD_WRITE,
+	};
+	range->at += n;
+	range->left -= n;
+	return true;
+}
+
+static void end_range(struct obd_ring *ring, struct command *cmd, int err,
+		      uint32_t sense)
+{
+	free(cmd->range.buffer);
+	cmd->range.buffer = NULL;
 	if (sense)
 		ring_refuse(ring, cmd, sense);
 	else
 		ring_finish_with(ring, cmd, err);
+}
+
+static void go_on(struct obd_ring *ring, struct command *cmd, int err)
+{
+	while (!err && next_step(cmd)) {
+		if (!obd_request_submit(&cmd->req))
+			return; /* range_done() goes on */
+		err = cmd->req.err;
+	}
+	end_range(ring, cmd, err, 0);
+}
+
+static void range_done(struct obd_request *req)
+{
+	struct command *cmd = req->owner;
+	struct obd_ring *ring = cmd->ring;
+
+	pthread_mutex_lock(&ring->lock);
+	go_on(ring, cmd, req->err);
 	ring_settle(ring);
 }
 
-void ring_offload(struct obd_ring *ring, struct command *cmd)
+void ring_change_range(struct obd_ring *ring, struct command *cmd)
 {
+	uint32_t sense = 0;
+	int err;
+
 	if (cmd->cdb.anchor ||
 	    (cmd->cdb.kind == SCSI_WRITE_SAME && !cmd->cdb.unmap &&
 	     !cmd->cdb.no_data && cmd->length < OBD_SECTOR) ||
@@ -108,7 +166,11 @@ void ring_offload(struct obd_ring *ring, struct command *cmd)
 		ring_refuse(ring, cmd, SENSE_CDB_FIELD);
 		return;
 	}
-	cmd->task.fn = run_task;
-	if (obd_plane_offload(&cmd->task)) /* no thread for it: later */
-		ring_finish_with(ring, cmd, -ENOMEM);
+	cmd->range = (struct range){ .op = OBD_DISCARD };
+	err = cmd->cdb.kind == SCSI_UNMAP ? set_unmap(cmd, &sense) :
+					    set_write_same(cmd);
+	if (err || sense)
+		end_range(ring, cmd, err, sense);
+	else
+		go_on(ring, cmd, 0);
 }

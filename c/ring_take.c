@@ -126,7 +126,7 @@ static void start(struct obd_ring *ring, struct command *cmd)
 	} else if (kind == SCSI_READ || kind == SCSI_WRITE) {
 		transfer(ring, cmd);
 	} else {
-		ring_offload(ring, cmd);
+		ring_change_range(ring, cmd);
 	}
 }
 

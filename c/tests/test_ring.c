@@ -436,6 +436,39 @@ static void unmap_checks_every_range_before_the_first(void)
 	kernel_end();
 }
 
+/* More than there are threads to wait with: what comes for them is taken all
+ * the same, by every disk. */
+static void changes_that_wait_for_data_hold_no_thread(void)
+{
+	struct obd_upper_report report;
+	struct obd_source *src;
+	struct obd_upper *upper;
+	uint32_t i;
+	int fd;
+
+	src = remote_source(1, DISK, 65536, &fd);
+	obd_source_ref(src);
+	MUST(!obd_upper_open(OBD_UPPER_SPARSE, layer_file(4096 + DISK), -1,
+			     DISK, &report, &upper));
+	kernel_new(OOOC, device_of(flat_view(src), upper, DISK, 60000), 0);
+	kernel_start(0);
+	for (i = 1; i <= 48; i++) /* none is a whole block of the host */
+		put_command((struct sent){ (uint16_t)i,
+			cdb16(0x93, i % 2 ? 8 : 0, 128 * i + 1, 2), 16,
+			(uint32_t[]){ 0, 512 }, 1, 0 });
+	kick();
+	for (i = 0; i < 100 && stats_of(k.dev).parked < 48; i++)
+		sleep_ms(20);
+	CHECK_EQ(stats_of(k.dev).parked, 48);
+	CHECK_EQ(obd_source_fill(src, 0, DISK / 65536, 0), 0);
+	all_answered();
+	for (i = 1; i <= 48; i++)
+		CHECK_EQ(k.answers[i] << 8 | k.status[i], 1 << 8 | SAM_GOOD);
+	kernel_end();
+	obd_source_unref(src);
+	close(fd);
+}
+
 /* ---- the ring ---------------------------------------------------------- */
 
 static void unknown_groups_and_entries_never_stay(void)
@@ -783,6 +816,7 @@ int main(void)
 	RUN(a_read_only_disk_refuses_changes_and_needs_no_flush);
 	RUN(write_same_repeats_its_block);
 	RUN(unmap_checks_every_range_before_the_first);
+	RUN(changes_that_wait_for_data_hold_no_thread);
 	RUN(unknown_groups_and_entries_never_stay);
 	RUN(the_ring_wraps_at_any_place);
 	RUN(iovecs_outside_the_data_are_an_error_and_not_a_crash);
