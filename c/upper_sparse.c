@@ -506,8 +506,11 @@ int obd_sparse_set_end(struct obd_upper *upper, uint64_t size)
 	pthread_rwlock_wrlock(&upper->order);
 	was = disk_end(upper);
 	end = size / OBD_SECTOR;
+	/* A block that was completed may go past the end. */
 	if (end < was)
 		err = unmap_range(upper, end, was);
+	if (!err && end < was)
+		err = obd_io_truncate(upper->data_fd, file_at(end));
 	if (!err)
 		upper->virtual_size = size;
 	pthread_rwlock_unlock(&upper->order);

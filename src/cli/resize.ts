@@ -5,10 +5,11 @@
  * @module
  */
 import { type ImageConfig, readImageConfig } from "../image/config.ts";
+import { growClosedImage } from "../image/grow.ts";
 import { hasUpper, openStack } from "../image/image.ts";
-import { resizeUpper } from "../layer/resize.ts";
 import { readServiceConfig, type ServiceConfig } from "../service/config.ts";
 import { withResultFile } from "../service/result.ts";
+import type { SourceSet } from "../source/sources.ts";
 import { ExitError, reason } from "./exit.ts";
 import type { Call } from "./program.ts";
 import { withSources } from "./sources.ts";
@@ -32,16 +33,13 @@ function sizeFault(text: string): string | undefined {
   return undefined;
 }
 
-/** Bytes of the lowers' disk; 0 without lowers. */
-async function inheritedSize(
+/** Bytes of an image's disk; nothing is touched. */
+async function diskSize(
   config: ImageConfig,
-  settings: ServiceConfig,
+  sources: SourceSet | undefined,
 ): Promise<bigint> {
-  if (config.lowers.length === 0) return 0n;
-  return await withSources(settings, async (sourcesOf) => {
-    const sources = await sourcesOf(config);
-    const lowers = { ...config, upper: undefined };
-    using stack = await openStack(lowers, { sources });
+  return await withResultFile(config.resultFile, async () => {
+    using stack = await openStack(config, { readonly: true, sources });
     return stack.virtualSize;
   });
 }
@@ -91,22 +89,23 @@ export async function run(args: Args<"resize">, call: Call): Promise<number> {
   if (upper === undefined || !hasUpper(config)) {
     throw resizeFailure(call, "resize failed", "the image has no upper");
   }
-  const inherited = () =>
-    withResultFile(
-      config.resultFile,
-      () => inheritedSize(config, settings),
-    ).catch((error) => {
-      throw resizeFailure(call, "failed to open overlaybd image", error);
+  const to = BigInt(args.size) * GIB;
+  const notOpened = (error: unknown) => {
+    throw resizeFailure(call, "failed to open overlaybd image", error);
+  };
+  const from = await withSources(settings, async (sourcesOf) => {
+    const sources = await sourcesOf(config).catch(notOpened);
+    const from = await diskSize(config, sources).catch(notOpened);
+    if (to < from) {
+      const why = `cannot shrink ${upper.data} from ${from} to ${to} bytes: ` +
+        "the file system on it must be shrunk first, which this version " +
+        "does not do";
+      throw resizeFailure(call, "resize failed", why);
+    }
+    await growClosedImage(config, to, { sources }).catch((error) => {
+      throw resizeFailure(call, "resize failed", error);
     });
-  const size = BigInt(args.size) * GIB;
-  const { from, to } = await resizeUpper(
-    upper.data,
-    upper.index,
-    size,
-    inherited,
-  ).catch((error) => {
-    if (error instanceof ExitError) throw error;
-    throw resizeFailure(call, "resize failed", error);
+    return from;
   });
   const did = from === to
     ? `the disk already has ${sizeText(to)}`

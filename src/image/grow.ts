@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * A disk that grows while it is used.
+ * A disk that grows (spec/lsmt.md, section 10, "Resize").
  *
  * @module
  */
 import { extendDevice, resizeDevice } from "../../ffi/device.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { setUpperSize } from "../layer/resize.ts";
-import type { OpenImage } from "./image.ts";
+import type { ImageConfig } from "./config.ts";
+import { type OpenImage, openImage } from "./image.ts";
+import type { LowerOptions } from "./lowers.ts";
 
+/** The one block that may have to be fetched is waited for so long. */
+const DEADLINE_MS = 60_000;
 const EINVAL = 22;
 const EROFS = 30;
 
@@ -46,4 +50,27 @@ export async function growImage(
   size: bigint,
 ): Promise<void> {
   await image.alone(() => grow(image, size));
+}
+
+/**
+ * The same for an image that nobody has open.
+ *
+ * @param size bytes, a multiple of 512 and not less than the disk has
+ * @throws {ImageError | EngineError} the disk is as it was
+ */
+export async function growClosedImage(
+  config: ImageConfig,
+  size: bigint,
+  options: LowerOptions = {},
+): Promise<void> {
+  const image = await openImage(config, {
+    ...options,
+    deadlineMs: DEADLINE_MS,
+  });
+  try {
+    await growImage(image, size);
+  } finally {
+    // Whatever was changed is on disk by now.
+    await image.close().catch(() => {});
+  }
 }

@@ -15,14 +15,7 @@ import {
   truncateFd,
 } from "../../ffi/files.ts";
 import { BLOCK_SIZE } from "../format/lsmt.ts";
-import { openUpper, VIRTUAL_SIZE_AT, writeVirtualSize } from "./upper.ts";
-import { LayerError } from "./write.ts";
-
-/** What was changed, in bytes. */
-export interface Resized {
-  from: bigint;
-  to: bigint;
-}
+import { VIRTUAL_SIZE_AT, writeVirtualSize } from "./upper.ts";
 
 /** The virtual size that stands in a header. */
 function readVirtualSize(fd: number): bigint {
@@ -83,31 +76,4 @@ export async function setUpperSize(
     await undo();
     throw error;
   }
-}
-
-/**
- * Grows a writable layer.
- *
- * @param inherited gives the size of the stack below, for a layer without its
- *   own
- * @throws {LayerError} the new size is smaller; nothing was touched
- * @throws {BusyError | FormatError | EngineError} nothing was changed
- */
-export async function resizeUpper(
-  data: string,
-  index: string,
-  size: bigint,
-  inherited: () => Promise<bigint>,
-): Promise<Resized> {
-  // Held open, and so locked, until both headers are changed.
-  using upper = await openUpper({ data, index, readonly: false });
-  const from = upper.virtualSize === 0n ? await inherited() : upper.virtualSize;
-  if (size < from) {
-    throw new LayerError(
-      `cannot shrink ${data} from ${from} to ${size} bytes: the file system ` +
-        "on it must be shrunk first, which this version does not do",
-    );
-  }
-  await setUpperSize(data, upper.kind === "sparse" ? undefined : index, size);
-  return { from, to: size };
 }

@@ -9,7 +9,6 @@ import { equal, fail, ok } from "node:assert/strict";
 import { existsSync } from "node:fs";
 import { traceIo } from "../../ffi/files.ts";
 import { commitLayer, sealLayer } from "../../src/layer/commit.ts";
-import { resizeUpper } from "../../src/layer/resize.ts";
 import { run, sha256, type TempDir, tempDir } from "../lib/env.ts";
 import {
   CHANGING,
@@ -27,7 +26,12 @@ import {
   traceLength,
   type TraceOp,
 } from "../lib/crash.ts";
-import { newUpper, type OpenDisk, openDisk } from "../lib/product.ts";
+import {
+  growClosed,
+  newUpper,
+  type OpenDisk,
+  openDisk,
+} from "../lib/product.ts";
 import { chooseSeed, generator, noise, numberFromEnv } from "../lib/random.ts";
 import { readDisk, type UpperPaths } from "../lib/spec_reader.ts";
 import { encodeFullLayer } from "../lib/spec_writer.ts";
@@ -588,103 +592,64 @@ async function sealStates(dir: TempDir, upper: UpperPaths): Promise<void> {
   equal(sha256(sealed.read(0, spec.size)), want);
 }
 
-Deno.test("a resize cut short anywhere leaves the old size or the new one", async () => {
-  for (const sparse of [false, true]) {
-    using dir = tempDir("memory");
-    const upper = await filledUpper(dir, "u", sparse);
-    using spec = readDisk([], upper);
-    const want = spec.read(0, SIZE);
-    const inodes = { data: inode(upper.data), index: inode(upper.index) };
-    const recorded: Recorded = {
-      initial: new Map([
-        [inodes.data, loadImage(upper.data)],
-        [inodes.index, loadImage(upper.index)],
-      ]),
-      trace: await trace(
-        dir,
-        () =>
-          resizeUpper(
-            upper.data,
-            upper.index,
-            BigInt(2 * SIZE),
-            () => Promise.resolve(0n),
-          ),
-      ),
-      steps: [],
-      before: want,
-      inodes,
-    };
-    const random = generator(seed);
-    const last = (recorded.trace.at(-1)?.seq ?? 0) + 1;
-    const sizes = new Set<number>();
-    for (let until = 0; until <= last; until++) {
-      const now = histories(recorded, until, false);
-      const build = (choose: (options: number) => number) =>
-        new Map([...now].map(([ino, it]) => [ino, crashImage(it, choose)]));
-      for (const images of eachState(build, STATES, random)) {
-        const cut = { data: dir.file("c.data"), index: dir.file("c.index") };
-        storeImage(images.get(inodes.data) ?? fail(), cut.data);
-        storeImage(images.get(inodes.index) ?? fail(), cut.index);
-        await using disk = await openDisk({ lowers: [], upper: cut });
-        ok(disk.size === SIZE || disk.size === 2 * SIZE, `${disk.size}`);
-        sizes.add(disk.size);
-        equal(sha256(disk.read(0, SIZE)), sha256(want));
-        const rest = disk.read(SIZE, disk.size - SIZE);
-        ok(rest.every((byte) => byte === 0));
-      }
-    }
-    equal(sizes.size, 2, "both sizes were seen");
-  }
-});
-
 // The host block that the old end splits holds data of a lower, behind it.
-Deno.test("a growth while it is used, cut short anywhere, shows the old size or the new one", async () => {
-  for (const sparse of [false, true]) {
-    using dir = tempDir("memory");
-    const lower = fullLower(dir);
-    const [from, to] = [13 * SECTOR, 29 * SECTOR];
-    const upper = await newUpper(dir.file("u"), { size: from, sparse });
-    const inodes = { data: inode(upper.data), index: inode(upper.index) };
-    await using disk = await openDisk({ lowers: [lower], upper });
-    disk.write(12 * SECTOR, noise(9, SECTOR));
-    await disk.flush();
-    const want = noise(3, SIZE).slice(0, to);
-    want.set(noise(9, SECTOR), 12 * SECTOR);
-    const recorded: Recorded = {
-      initial: new Map([
-        [inodes.data, loadImage(upper.data)],
-        [inodes.index, loadImage(upper.index)],
-      ]),
-      trace: await trace(dir, () => disk.grow(to)),
-      steps: [],
-      before: want,
-      inodes,
-    };
-    equal(sha256(disk.read(0, to)), sha256(want));
-    const random = generator(seed);
-    const last = (recorded.trace.at(-1)?.seq ?? 0) + 1;
-    const sizes = new Set<number>();
-    for (let until = 0; until <= last; until++) {
-      const now = histories(recorded, until, false);
-      const build = (choose: (options: number) => number) =>
-        new Map([...now].map(([ino, it]) => [ino, crashImage(it, choose)]));
-      for (const images of eachState(build, STATES, random)) {
-        const cut = { data: dir.file("c.data"), index: dir.file("c.index") };
-        storeImage(images.get(inodes.data) ?? fail(), cut.data);
-        storeImage(images.get(inodes.index) ?? fail(), cut.index);
-        await using after = await openDisk({ lowers: [lower], upper: cut });
-        ok(after.size === from || after.size === to, `${after.size}`);
-        sizes.add(after.size);
-        equal(
-          sha256(after.read(0, after.size)),
-          sha256(want.slice(0, after.size)),
-          `${sparse ? "sparse" : "log"}, line ${until} (SEED=${seed})`,
-        );
-      }
+async function cutGrowth(sparse: boolean, used: boolean): Promise<void> {
+  using dir = tempDir("memory");
+  const lower = fullLower(dir);
+  const [from, to] = [13 * SECTOR, 29 * SECTOR];
+  const upper = await newUpper(dir.file("u"), { size: from, sparse });
+  const inodes = { data: inode(upper.data), index: inode(upper.index) };
+  const stack = { lowers: [lower], upper };
+  const disk = await openDisk(stack);
+  disk.write(12 * SECTOR, noise(9, SECTOR));
+  await disk.flush();
+  if (!used) await disk.close();
+  const want = noise(3, SIZE).slice(0, to);
+  want.set(noise(9, SECTOR), 12 * SECTOR);
+  const recorded: Recorded = {
+    initial: new Map([
+      [inodes.data, loadImage(upper.data)],
+      [inodes.index, loadImage(upper.index)],
+    ]),
+    trace: await trace(
+      dir,
+      () => used ? disk.grow(to) : growClosed(stack, to),
+    ),
+    steps: [],
+    before: want,
+    inodes,
+  };
+  if (used) equal(sha256(disk.read(0, to)), sha256(want));
+  if (used) await disk.close();
+  const random = generator(seed);
+  const last = (recorded.trace.at(-1)?.seq ?? 0) + 1;
+  const sizes = new Set<number>();
+  for (let until = 0; until <= last; until++) {
+    const now = histories(recorded, until, false);
+    const build = (choose: (options: number) => number) =>
+      new Map([...now].map(([ino, it]) => [ino, crashImage(it, choose)]));
+    for (const images of eachState(build, STATES, random)) {
+      const cut = { data: dir.file("c.data"), index: dir.file("c.index") };
+      storeImage(images.get(inodes.data) ?? fail(), cut.data);
+      storeImage(images.get(inodes.index) ?? fail(), cut.index);
+      await using after = await openDisk({ lowers: [lower], upper: cut });
+      ok(after.size === from || after.size === to, `${after.size}`);
+      sizes.add(after.size);
+      equal(
+        sha256(after.read(0, after.size)),
+        sha256(want.slice(0, after.size)),
+        `${sparse ? "sparse" : "log"}, line ${until} (SEED=${seed})`,
+      );
     }
-    equal(sizes.size, 2, "both sizes were seen");
   }
-});
+  equal(sizes.size, 2, "both sizes were seen");
+}
+
+for (const used of [true, false]) {
+  Deno.test(`a growth ${used ? "while it is used" : "of a closed disk"}, cut short anywhere, shows the old size or the new one`, async () => {
+    for (const sparse of [false, true]) await cutGrowth(sparse, used);
+  });
+}
 
 // ---- kill -9 of a server under load --------------------------------
 

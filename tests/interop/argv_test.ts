@@ -836,6 +836,29 @@ Deno.test("resize grows the disk, and by the original's name still fails", async
   }
 });
 
+Deno.test("a layer without a size of its own grows from that of the layers below, and a refusal leaves it without", async () => {
+  using dir = tempDir();
+  const [lower, d, i] = [dir.file("lower"), dir.file("d"), dir.file("i")];
+  await mustTool("overlaybd-create", [dir.file("d2"), dir.file("i2"), "2"]);
+  await mustTool("overlaybd-commit", [dir.file("d2"), dir.file("i2"), lower]);
+  await mustTool("overlaybd-create", [d, i, "0"]);
+  const resultFile = dir.file("result");
+  const path = config(dir, { lowers: [{ file: lower }], resultFile });
+  const files = () => [d, i].map((path) => Deno.readFileSync(path));
+  const before = files();
+  const resize = (size: string) =>
+    tool("overlaybd", ["resize", "--config", path, "--size", size]);
+  oneLine(await resize("1"), 1, /^overlaybd resize: cannot shrink/);
+  equal(files(), before);
+  equal(Deno.readTextFileSync(resultFile), "success");
+  equal((await resize("3")).stdout, "the disk grew from 2 GiB to 3 GiB\n");
+  Deno.removeSync(lower);
+  const grown = files();
+  oneLine(await resize("4"), 1, /cannot open lowers\[0\]/);
+  equal(files(), grown);
+  match(Deno.readTextFileSync(resultFile), /^failed:/);
+});
+
 Deno.test("resize refuses what is no size, with both lines", async () => {
   const rows: [string, string][] = [
     ["0", "size must be greater than 0"],

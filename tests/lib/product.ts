@@ -15,7 +15,7 @@ import {
 } from "../../ffi/device.ts";
 import type { Bytes } from "../../ffi/handle.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
-import { growImage } from "../../src/image/grow.ts";
+import { growClosedImage, growImage } from "../../src/image/grow.ts";
 import { openImage } from "../../src/image/image.ts";
 import { createUpper } from "../../src/layer/create.ts";
 import { type Op, patternBytes } from "./ops.ts";
@@ -67,16 +67,24 @@ export async function newUpper(
   return upper;
 }
 
-/** Opens a stack through `src/image`. */
-export async function openDisk(
-  { lowers, upper }: Stack,
-  options: { readonly?: boolean } = {},
-): Promise<OpenDisk> {
-  const config = parseImageConfig({
+function configOf({ lowers, upper }: Stack) {
+  return parseImageConfig({
     lowers: lowers.map((file) => ({ file })),
     ...(upper === undefined ? {} : { upper }),
   }, "test");
-  const image = await openImage(config, options);
+}
+
+/** Makes a stack's disk larger that nobody has open; size in bytes. */
+export async function growClosed(stack: Stack, size: number): Promise<void> {
+  await growClosedImage(configOf(stack), BigInt(size));
+}
+
+/** Opens a stack through `src/image`. */
+export async function openDisk(
+  stack: Stack,
+  options: { readonly?: boolean } = {},
+): Promise<OpenDisk> {
+  const image = await openImage(configOf(stack), options);
   const { device } = image;
   const close = () => image.close();
   return {

@@ -36,7 +36,8 @@ export class ServeError extends Error {
   }
 }
 
-const READY_TIMEOUT_MS = 30_000;
+/** Nobody waits for it but on a machine that is busy with other things. */
+const READY_TIMEOUT_MS = 120_000;
 
 /** Reads a stream to its end as text, always, so that nobody blocks. */
 function collect(stream: ReadableStream<Uint8Array>): {

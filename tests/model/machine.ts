@@ -9,10 +9,14 @@ import { join } from "node:path";
 import { commitLayer, sealLayer } from "../../src/layer/commit.ts";
 import { mergeLayers } from "../../src/layer/merge.ts";
 import { openLayer } from "../../src/layer/open.ts";
-import { resizeUpper } from "../../src/layer/resize.ts";
 import { openUpper } from "../../src/layer/upper.ts";
 import { snapshotUpper, upperSource } from "../../ffi/upper.ts";
-import { newUpper, type OpenDisk, openDisk } from "../lib/product.ts";
+import {
+  growClosed,
+  newUpper,
+  type OpenDisk,
+  openDisk,
+} from "../lib/product.ts";
 import { noise } from "../lib/random.ts";
 import { readDisk, type UpperPaths } from "../lib/spec_reader.ts";
 import {
@@ -370,13 +374,7 @@ async function grow(
     equal(state.disk.size, state.sectors * SECTOR, "size");
     return state.plain.grow(state.sectors);
   }
-  const { data, index } = state.upper;
-  await resizeUpper(
-    data,
-    index,
-    BigInt(state.sectors * SECTOR),
-    () => Promise.resolve(0n),
-  );
+  await growClosed(state, state.sectors * SECTOR);
   state.plain.grow(state.sectors);
   await open(state);
 }
