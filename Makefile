@@ -155,7 +155,8 @@ build: $(EXE)
 # Bundled in chunks: what a command does not need, it does not load; in one
 # bundle every node: module that any of them imports would be.  Deno loads
 # every import() of a literal together with main.js, needed or not; it cannot
-# tell what String() gives.
+# tell what String() gives.  And node:module, which the bundler's helpers import
+# for the CommonJS packages, brings in all of node: only to find modules of it.
 # It keeps the dates of its files, which are made the same for all.
 # With DENORT=real the base runtime is Deno's own; else it is the launcher,
 # which is then told the key of what was appended to it.
@@ -167,14 +168,19 @@ COMPILE_ENV := DENORT_BIN=$(abspath $(DENORT_ELF))
 STAMP := $(BUILD)/launcher/stamp
 endif
 
-$(EXE): main.ts $(TS_SOURCES) deno.json deno.lock $(LIB) $(ISAL) $(DENO) \
+REQUIRE := (name) => process.getBuiltinModule(name)
+
+$(EXE): Makefile main.ts $(TS_SOURCES) deno.json deno.lock \
+		$(LIB) $(ISAL) $(DENO) \
 		$(if $(COMPILE_ENV),$(DENORT_ELF) $(BUILD)/launcher/stamp)
 	$(call say,COMPILE)
 	$(Q)rm -rf $(BUILD)/bundle
 	$(Q)$(DENO) check -q main.ts
 	$(Q)$(DENO) bundle -q --code-splitting --platform deno \
 		--outdir $(BUILD)/bundle main.ts
-	$(Q)sed -i 's,import("\(\./[^"]*\)"),import(String("\1")),g' \
+	$(Q)sed -i -e 's,import("\(\./[^"]*\)"),import(String("\1")),g' \
+		-e '/^import .*createRequire.* from "node:module";$$/d' \
+		-e 's/^\(var __require =\) .*createRequire(.*/\1 $(REQUIRE);/' \
 		$(BUILD)/bundle/*.js
 	$(Q)touch -d @0 $(BUILD)/bundle/* $(LIB) $(ISAL)
 	$(Q)$(COMPILE_ENV) $(DENO) compile -q -A --include $(BUILD)/bundle \

@@ -3,8 +3,9 @@
 // itself, so that only what needs one may load it, by import().
 import { deepStrictEqual as equal, ok } from "node:assert/strict";
 import { readdirSync } from "node:fs";
-import { join, normalize } from "node:path";
-import { ROOT } from "../lib/env.ts";
+import { dirname, join, normalize } from "node:path";
+import { COMMANDS } from "../../src/cli/table.ts";
+import { EXECUTABLE, ROOT } from "../lib/env.ts";
 
 /** What a module imports, types and import() aside. */
 function staticImports(name: string): string[] {
@@ -40,4 +41,53 @@ Deno.test("main.ts reaches commands only by import()", () => {
   ]
     .map(([, a, b]) => a ?? b).toSorted();
   equal(imported, ["./exit.ts", "./parse.ts", "./table.ts"]);
+});
+
+/** What `make build` compiled into the executable beside it. */
+const BUNDLE = EXECUTABLE === undefined
+  ? undefined
+  : join(dirname(EXECUTABLE), "bundle");
+
+/** What a chunk of the bundle imports when it is loaded. */
+function chunkImports(name: string): string[] {
+  const text = Deno.readTextFileSync(join(BUNDLE ?? "", name));
+  return [...text.matchAll(/^(?:import|\}|export).*"([^"]+)";$/gm)]
+    .map(([, from]) => from ?? "");
+}
+
+/** Chunks that are loaded together with these, and node: modules. */
+function loadedWith(...names: string[]): { chunks: string[]; node: string[] } {
+  const chunks = new Set(names);
+  const node = new Set<string>();
+  for (const name of chunks) {
+    for (const from of chunkImports(name)) {
+      if (from.startsWith("./")) chunks.add(from.slice(2));
+      else node.add(from);
+    }
+  }
+  return { chunks: [...chunks], node: [...node] };
+}
+
+/** The chunk of each command, as main.js imports it. */
+function commandChunks(): Map<string, string> {
+  const main = Deno.readTextFileSync(join(BUNDLE ?? "", "main.js"));
+  return new Map(
+    [...main.matchAll(/(\w+): \(\) => import\(String\("\.\/(.+)"\)\)/g)]
+      .map(([, name, file]) => [name ?? "", file ?? ""]),
+  );
+}
+
+Deno.test({
+  name: "no chunk that a command starts with imports anything of node:" +
+    (EXECUTABLE === undefined ? " (needs OVERLAYBD_BIN)" : ""),
+  ignore: EXECUTABLE === undefined,
+  fn: () => {
+    const commands = commandChunks();
+    equal([...commands.keys()].toSorted(), Object.keys(COMMANDS).toSorted());
+    for (const [name, file] of commands) {
+      const { chunks, node } = loadedWith("main.js", file);
+      ok(chunks.length > 2, `${name}: ${chunks}`);
+      equal(node, [], name);
+    }
+  },
 });
