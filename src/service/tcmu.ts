@@ -194,6 +194,8 @@ async function serveDevices(
   manager.stopping();
   await devices.close(GRACE_MS);
   handleAll();
+  // Whoever takes a device away now would wait for the next daemon.
+  await devices.idle();
   log.info("main loop exited");
 }
 

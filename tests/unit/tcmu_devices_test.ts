@@ -203,6 +203,12 @@ function createWorld() {
         recursive: true,
       });
     },
+    /** An action is another kind of file. */
+    instead(minor: number, name: string, make: (path: string) => void) {
+      const path = `${core(`vol${minor}`)}/action/${name}`;
+      Deno.removeSync(path);
+      make(path);
+    },
     action: (minor: number, name: string) =>
       get(`${core(`vol${minor}`)}/action/${name}`),
     add: (minor: number, config: string) =>
@@ -446,6 +452,60 @@ Deno.test("devices of a former daemon are held back, reset, opened, let go on", 
   await world.devices.close(0);
 });
 
+Deno.test("what was found at the start is another device when it is made again", async () => {
+  using world = createWorld();
+  // Somebody makes it while the daemon starts: it is refused, and tried again.
+  world.has(1, "overlaybd//a", { index: 100 });
+  world.has(2, "overlaybd//b", { index: 102 });
+  await world.devices.claim();
+  world.devices.adopt();
+  await world.until(() => world.action(1, "block_dev") === "0");
+  world.add(1, "overlaybd//a");
+  equal(await world.answered(2), ["removed 100 0", "added 101 0"]);
+  // One that is heard of once, from before: its only answer.
+  world.add(2, "overlaybd//b");
+  world.add(2, "overlaybd//b");
+  equal(await world.answered(1), ["added 102 0"]);
+  equal(world.replies, []);
+  equal(
+    world.shown.map(({ path, closed }) => `${path} ${closed}`).toSorted(),
+    ["/a false", "/a true", "/b false"],
+  );
+});
+
+Deno.test("a device that is being made while the daemon starts is not left by another", async () => {
+  using world = createWorld();
+  world.has(1, "overlaybd//a", { index: 101 });
+  // As the kernel says it of a device that is not enabled: EINVAL.
+  world.instead(
+    1,
+    "block_dev",
+    (path) => Deno.symlinkSync("/proc/self/timens_offsets", path),
+  );
+  await world.devices.claim();
+  equal(world.devices.list(), []);
+  world.devices.adopt();
+  world.add(1, "overlaybd//a");
+  equal(await world.answered(1), ["added 101 0"]);
+  equal(world.shown.length, 1);
+});
+
+Deno.test("a ring that is not reset yet is not served", async () => {
+  using world = createWorld();
+  world.has(1, "overlaybd//a");
+  // Whoever writes to it waits until somebody reads.
+  world.instead(1, "reset_ring", (path) => {
+    new Deno.Command("mkfifo", { args: [path] }).outputSync();
+  });
+  await world.devices.claim();
+  world.devices.adopt();
+  await new Promise((done) => setTimeout(done, 50));
+  equal(world.shown.length, 0);
+  equal(world.action(1, "reset_ring"), "1");
+  await world.until(() => world.action(1, "block_dev") === "0");
+  equal(world.shown.length, 1);
+});
+
 Deno.test("an image that cannot open yet is tried again until it does", async () => {
   using world = createWorld();
   world.has(1, "overlaybd//a");
@@ -510,6 +570,17 @@ Deno.test("a device that is removed while it is left is closed, then answered", 
   equal(await world.answered(1), ["removed 101 0"]);
 });
 
+Deno.test("a device that is removed at the very end is answered before there is nobody", async () => {
+  using world = createWorld();
+  world.has(1, "overlaybd//a");
+  world.add(1, "overlaybd//a");
+  await world.answered(1);
+  await world.devices.close(0);
+  world.remove(1, "overlaybd//a");
+  await world.devices.idle();
+  equal(world.replies, ["removed 101 0"]);
+});
+
 Deno.test("a device whose event was lost is served and answered at the second look", async () => {
   using world = createWorld();
   world.has(1, "overlaybd//a", { index: 101 });
@@ -518,9 +589,11 @@ Deno.test("a device whose event was lost is served and answered at the second lo
   equal(world.replies, []);
   await world.devices.compare();
   equal(await world.answered(1), ["added 101 0"]);
-  // Its event comes after all.
+  // Its event comes after all.  The kernel would take a second answer for
+  // what the device waits for by then, and forget whoever did.
   world.add(1, "overlaybd//a");
-  equal(await world.answered(1), ["added 101 0"]);
+  world.reconfig(1, "overlaybd//a", { kind: "writeCache", on: false });
+  equal(await world.answered(1), ["reconfig 101 0"]);
   equal(world.shown.length, 1);
   await world.devices.compare();
   equal([world.shown.length, world.replies], [1, []]);
@@ -530,6 +603,64 @@ Deno.test("a device whose event was lost is served and answered at the second lo
   await world.devices.compare();
   equal(await world.answered(1), ["removed 101 0"]);
   equal(one(world.shown).closed, true);
+});
+
+Deno.test("a device that is slow to close is not taken for one whose event was lost", async () => {
+  using world = createWorld();
+  world.has(1, "overlaybd//a", { index: 101 });
+  world.add(1, "overlaybd//a");
+  await world.answered(1);
+  const gate = Promise.withResolvers<void>();
+  world.gates.set("close", gate.promise);
+  world.remove(1, "overlaybd//a");
+  for (let look = 0; look < 3; look++) await world.devices.compare();
+  gate.resolve();
+  equal(await world.answered(1), ["removed 101 0"]);
+  await new Promise((done) => setTimeout(done, 20));
+  equal([world.shown.length, world.replies], [1, []]);
+});
+
+Deno.test("an image that opens slowly holds up no look at other devices", async () => {
+  using world = createWorld();
+  world.gates.set("/a", new Promise(() => {}));
+  world.has(1, "overlaybd//a", { index: 101 });
+  await world.devices.compare();
+  await world.devices.compare();
+  world.has(2, "overlaybd//b", { index: 102 });
+  await world.devices.compare();
+  await world.devices.compare();
+  equal(await world.answered(1), ["added 102 0"]);
+});
+
+Deno.test("one that was refused is tried again when it was made again", async () => {
+  using world = createWorld();
+  const failure = Promise.reject(new DeviceError(ERRNO.EINVAL, "because"));
+  failure.catch(() => {});
+  world.gates.set("/a", failure);
+  world.has(1, "overlaybd//a", { index: 5 });
+  await world.devices.compare();
+  await world.devices.compare();
+  equal(await world.answered(1), [`added 5 ${ERRNO.EINVAL}`]);
+  for (let look = 0; look < 3; look++) await world.devices.compare();
+  equal(world.replies, []);
+  // With the same name and minor, between two looks.
+  world.gates.clear();
+  world.has(1, "overlaybd//a", { index: 6 });
+  await world.devices.compare();
+  equal(await world.answered(1), ["added 6 0"]);
+});
+
+Deno.test("a device that was made again under its name, unheard, is another one", async () => {
+  using world = createWorld();
+  world.has(1, "overlaybd//a", { index: 101 });
+  world.add(1, "overlaybd//a");
+  await world.answered(1);
+  for (let look = 0; look < 3; look++) await world.devices.compare(true);
+  equal(world.replies, []);
+  world.has(1, "overlaybd//a", { index: 102 });
+  for (let look = 0; look < 4; look++) await world.devices.compare(true);
+  equal(await world.answered(2), ["removed 101 0", "added 102 0"]);
+  equal(world.shown.map(({ closed }) => closed), [true, false]);
 });
 
 Deno.test("a minor that another device has now is that device", async () => {
@@ -640,8 +771,18 @@ Deno.test("a device that was made again, with its removal unheard, is another on
   await world.answered(1);
   // The same event once more is the same device.
   world.add(1, config);
-  equal(await world.answered(1), ["added 101 0"]);
-  equal(world.shown.length, 1);
+  equal([world.shown.length, world.replies], [1, []]);
+  // A change of another device is not made to this one.
+  world.devices.handle({
+    command: "reconfig",
+    minor: 1,
+    deviceId: 7,
+    wantsReply: true,
+    name: `tcm-user/1/vol1/${config}`,
+    change: { kind: "size", size: 2n * BigInt(SIZE) },
+  });
+  equal(await world.answered(1), [`reconfig 7 ${ERRNO.ENODEV}`]);
+  equal(one(world.shown).size, BigInt(SIZE));
   world.devices.handle({
     command: "added",
     minor: 1,

@@ -11,6 +11,7 @@
  *
  * @module
  */
+import { EngineError } from "../../../ffi/errors.ts";
 import type { TcmuEvent } from "../../../ffi/tcmu.ts";
 import { argumentOf, explainCut } from "./argument.ts";
 import type { Around, TcmuImage } from "./around.ts";
@@ -32,8 +33,12 @@ export interface TcmuDevice {
    * @throws {DeviceError | EngineError} why not; nothing is left of it
    */
   add(): Promise<void>;
-  /** Holds commands back and takes what was sent to a former daemon. */
-  claim(): Promise<void>;
+  /**
+   * Holds commands back and takes what was sent to a former daemon.
+   *
+   * @returns false: it is no device yet, somebody is making it just now
+   */
+  claim(): Promise<boolean>;
   /** Serves a claimed device as soon as that is possible. */
   adopt(): Promise<void>;
   /** @throws {DeviceError | EngineError} it stays as it is */
@@ -151,18 +156,22 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
     return attempt;
   };
 
+  /** the last action: one that is late must not come after the next */
+  let acting: Promise<unknown> = Promise.resolve();
+  let configured = true;
+
   /** An action on the device; what cannot be done is said. */
   const action = async (
     name: "block_dev" | "reset_ring",
     value: 0 | 1,
   ): Promise<boolean> => {
+    const done = acting.then(() => act(kernel, uio, name, value));
+    acting = done.catch(() => {});
     try {
-      return await within(
-        ACTION_PATIENCE_MS,
-        act(kernel, uio, name, value),
-        true,
-      );
+      return await within(ACTION_PATIENCE_MS, done, true);
     } catch (error) {
+      // What the kernel says of a device that is not enabled.
+      configured = !(error instanceof EngineError && error.code === "EINVAL");
       log.warn(reason(error));
       return false;
     }
@@ -186,6 +195,8 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
     let said = "";
     for (let ms = RETRY_FIRST_MS; !ending.signal.aborted;) {
       try {
+        // A ring that is reset while it is served would bring old commands.
+        await unlessEnded(ending.signal, acting, () => {});
         await open();
         const stays = !ending.signal.aborted;
         if (claimed && stays) await action("block_dev", 0);
@@ -222,6 +233,7 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
     async claim() {
       claimed = await action("block_dev", 1);
       if (claimed) await action("reset_ring", 1);
+      return configured;
     },
     adopt,
     async reconfigure(change) {

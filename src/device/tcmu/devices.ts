@@ -9,15 +9,14 @@ import type { TcmuEvent } from "../../../ffi/tcmu.ts";
 import type { Around } from "./around.ts";
 import { createDevice, type TcmuDevice } from "./device.ts";
 import { ERRNO, errnoForKernel, reason } from "./error.ts";
+import { compareDevices } from "./lost.ts";
 import {
   deviceIndex,
   listUio,
   parseDeviceConfig,
   parseUioName,
-  readUio,
   type TcmuName,
   type UioDevice,
-  uioMinors,
   uioName,
 } from "./kernel.ts";
 
@@ -36,23 +35,31 @@ export interface TcmuDevices {
   /** Something happens to a device. */
   handle(event: TcmuEvent): void;
   /**
-   * Looks for devices whose events were lost: what it finds twice is so.
+   * Looks for devices whose events were lost: see lost.ts.
    *
-   * @param names also of known minors, which may be other devices' by now
+   * @param thorough a known minor may be another device's by now
    */
-  compare(names?: boolean): Promise<void>;
+  compare(thorough?: boolean): Promise<void>;
   /** Has rings that make no sense begun anew. */
   mend(): void;
   /** every device of ours */
   list(): TcmuDevice[];
   /** Leaves every device to the next daemon. */
   close(graceMs: number): Promise<void>;
+  /** Everything that was asked is done, and answered. */
+  idle(): Promise<void>;
 }
 
 interface Entry {
   device: TcmuDevice;
-  /** the kernel's number of it, from its events */
+  /** the kernel's number of it: another device has another */
   index: number | undefined;
+  /**
+   * Its ADDED has its answer, or will have.  A second one is worse than none:
+   * the kernel takes it for what the device waits for by then, and forgets
+   * whoever did.
+   */
+  answered: boolean;
   /** what has been asked of it, one after the other; never rejects */
   queue: Promise<void>;
 }
@@ -72,14 +79,8 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
   /** what is still done to a device whose minor may be used again */
   const leaving = new Map<number, Promise<void>>();
   let closing = false;
-  /** unknown minors of the last look: named, for one may be reused */
-  let strangers = new Map<number, string>();
-  /** known ones that were not there at the last look */
-  let missing = new Set<Entry>();
   /** those whose ring is being begun anew */
   const mending = new Set<Entry>();
-  /** found without an event, and could not be served */
-  const refused = new Set<string>();
 
   const answer = (event: TcmuEvent, errno: number) => {
     if (!event.wantsReply) return;
@@ -90,10 +91,11 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
     }
   };
 
-  const enter = (uio: UioDevice, index: number | undefined): Entry => {
+  const enter = (uio: UioDevice, index?: number): Entry => {
     const entry = {
       device: createDevice(uio, around),
       index,
+      answered: index !== undefined,
       queue: leaving.get(uio.minor) ?? Promise.resolve(),
     };
     entries.set(uio.minor, entry);
@@ -125,10 +127,9 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
     });
   };
 
-  /** Not so when it was removed, unheard, and made again: a new number. */
-  const isSame = ({ device, index }: Entry, event: TcmuEvent): boolean =>
-    uioName(device.uio) === event.name &&
-    (index === undefined || index === event.deviceId);
+  /** Not so when it was removed, unheard, and made again. */
+  const mayBe = ({ index }: Entry, number: number | undefined): boolean =>
+    index === undefined || number === undefined || index === number;
 
   const forget = (entry: Entry) => {
     const { minor } = entry.device.uio;
@@ -138,9 +139,14 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
   const added = (event: TcmuEvent, name: TcmuName) => {
     const known = entries.get(event.minor);
     if (closing) return answer(event, ERRNO.EAGAIN);
-    if (known !== undefined && isSame(known, event)) {
-      // Found before its event came: one answer is enough for both.
+    if (
+      known !== undefined && uioName(known.device.uio) === event.name &&
+      mayBe(known, event.deviceId)
+    ) {
+      // Found before its event came.
+      if (known.answered) return;
       known.index = event.deviceId;
+      known.answered = true;
       return enqueue(known, event, () => Promise.resolve());
     }
     if (known !== undefined) removeLost(known);
@@ -184,9 +190,11 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
   };
 
   /** One that the kernel has and never told us of: its writer may wait. */
-  const addLost = async (uio: UioDevice): Promise<void> => {
-    const index = await deviceIndex(kernel, uio);
-    if (entries.has(uio.minor) || closing) return;
+  const addLost = async (
+    uio: UioDevice,
+    index: number | undefined,
+  ): Promise<boolean> => {
+    if (closing) return false;
     log.warn(`${uioName(uio)} has come without a word of the kernel`);
     added({
       command: "added",
@@ -196,7 +204,22 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
       wantsReply: index !== undefined,
     }, uio);
     await entries.get(uio.minor)?.queue;
-    if (!entries.has(uio.minor)) refused.add(uioName(uio));
+    return entries.has(uio.minor);
+  };
+
+  const compare = compareDevices({
+    kernel,
+    known: () => [...entries.values()],
+    isKnown: (entry) => entries.get(entry.device.uio.minor) === entry,
+    // One whose REMOVED is being answered is no stranger yet.
+    isTaken: (minor) => entries.has(minor) || leaving.has(minor),
+    add: addLost,
+    remove: removeLost,
+  });
+
+  const idle = async () => {
+    const queues = [...entries.values()].map(({ queue }) => queue);
+    await Promise.all([...queues, ...leaving.values()]);
   };
 
   return {
@@ -204,9 +227,17 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
       const uios = (await listUio(kernel)).filter((uio) =>
         parseDeviceConfig(uio.config) !== undefined
       );
-      await Promise.all(
-        uios.map((uio) => enter(uio, undefined).device.claim()),
-      );
+      await Promise.all(uios.map(async (uio) => {
+        const entry = enter(uio);
+        const [isLeft, index] = await Promise.all([
+          entry.device.claim(),
+          deviceIndex(kernel, uio),
+        ]);
+        entry.index = index;
+        // One that is being made now: that fails, and is told us when it is
+        // tried again.
+        if (!isLeft) forget(entry);
+      }));
     },
     adopt() {
       for (const { device } of entries.values()) {
@@ -225,7 +256,9 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
         case "removed":
           return removed(event);
         case "reconfig":
-          if (known === undefined) return answer(event, ERRNO.ENODEV);
+          if (known === undefined || !mayBe(known, event.deviceId)) {
+            return answer(event, ERRNO.ENODEV);
+          }
           return enqueue(
             known,
             event,
@@ -233,37 +266,7 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
           );
       }
     },
-    async compare(names = false) {
-      const before = [...entries.values()];
-      const minors = await uioMinors(kernel);
-      const there = new Set(minors);
-      const read = await Promise.all(
-        minors.filter((minor) => names || !entries.has(minor))
-          .map((minor) => readUio(kernel, minor)),
-      );
-      const uios = read.filter((uio) => uio !== undefined);
-      const named = new Map(uios.map((uio) => [uio.minor, uioName(uio)]));
-      // An event that is on its way is no lost one: look twice.
-      const gone = before.filter((entry) => {
-        const { uio } = entry.device;
-        const name = named.get(uio.minor) ?? uioName(uio);
-        return entries.get(uio.minor) === entry &&
-          (!there.has(uio.minor) || name !== uioName(uio));
-      });
-      for (const entry of gone) if (missing.has(entry)) removeLost(entry);
-      missing = new Set(gone);
-      const kept = new Set(named.values());
-      for (const name of refused) if (!kept.has(name)) refused.delete(name);
-      const unknown = uios.filter((uio) =>
-        parseDeviceConfig(uio.config) !== undefined &&
-        !entries.has(uio.minor) && !refused.has(uioName(uio))
-      );
-      const lost = unknown.filter((uio) =>
-        strangers.get(uio.minor) === uioName(uio)
-      );
-      strangers = new Map(unknown.map((uio) => [uio.minor, uioName(uio)]));
-      await Promise.all(lost.map(addLost));
-    },
+    compare,
     mend() {
       for (const entry of entries.values()) {
         const why = entry.device.disk?.stats().broken;
@@ -280,7 +283,7 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
     list: () => [...entries.values()].map(({ device }) => device),
     async close(graceMs) {
       closing = true;
-      await Promise.all([...entries.values()].map((entry) => {
+      for (const entry of entries.values()) {
         const { device } = entry;
         device.end();
         // In the queue, so that one that is removed now is closed before.
@@ -288,8 +291,9 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
           if (entries.get(device.uio.minor) !== entry) return;
           await device.leave(graceMs);
         });
-        return entry.queue;
-      }));
+      }
+      await idle();
     },
+    idle,
   };
 }
