@@ -10,7 +10,7 @@ import { type Bytes, handle, slot, type Source } from "./handle.ts";
 import { lib } from "./library.ts";
 
 /** Bytes of a buffer. */
-export const BUFFER_BYTES = 256 << 10;
+export const BUFFER_BYTES = 512 << 10;
 
 /** A buffer of {@linkcode BUFFER_BYTES}. */
 export interface WriteBuffer {
@@ -38,7 +38,7 @@ interface Entry extends WriteBuffer {
 type OnEnd = (error: EngineError | undefined, us: number) => void;
 
 /** More than these are given back to the system. */
-const SPARE_MAX = 16;
+const SPARE_MAX = 8;
 const ETIMEDOUT = 110;
 
 const spare: Entry[] = [];

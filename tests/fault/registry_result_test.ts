@@ -37,7 +37,7 @@ async function resultOf(
   options: RegistryOptions = {},
 ): Promise<string> {
   using dir = tempDir();
-  using client = createRegistryClient({ attemptMs: 800, ...options });
+  using client = createRegistryClient({ attemptMs: 1500, ...options });
   await using sources = createSources({
     openBlob: client.openBlob,
     cacheDir: dir.file("cache"),

@@ -148,7 +148,8 @@ export function sourcesOf(
 export interface BlobDisk extends Disposable {
   /** bytes, a multiple of 512 */
   readonly size: number;
-  read(at: number, n: number): Promise<Bytes>;
+  /** @param memory to be used, if it is large enough */
+  read(at: number, n: number, memory?: Bytes): Promise<Bytes>;
   /** Ends what waits, as a detach does. */
   close(): void;
 }
@@ -182,10 +183,10 @@ export function diskOf(blob: CachedBlob, deadlineMs = 30_000): BlobDisk {
   };
   return {
     size,
-    async read(at, n) {
+    async read(at, n, memory) {
       const from = at - at % SECTOR;
       const to = Math.min(size, Math.ceil((at + n) / SECTOR) * SECTOR);
-      const into = new Uint8Array(to - from);
+      const into = memory?.subarray(0, to - from) ?? new Uint8Array(to - from);
       await readDevice(device, into, from);
       return into.subarray(at - from, at - from + n);
     },

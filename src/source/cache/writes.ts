@@ -15,7 +15,7 @@ import type { Media, Place } from "./media.ts";
 import type { Run } from "./units.ts";
 
 /** Buffers of one request that are written at once. */
-const WRITES = 4;
+const WRITES = 2;
 
 /** What writes are made of. */
 export interface WritesOptions {
@@ -39,7 +39,10 @@ export interface Writes {
    * @throws {EngineError} some could not be written
    */
   add(chunk: Uint8Array): Promise<void>;
-  /** All is written, or given up: resolves when nothing runs any more. */
+  /**
+   * What has come is written, as far as units are whole: resolves when nothing
+   * runs any more.
+   */
   settle(): Promise<void>;
   /** @throws {EngineError} some could not be written */
   check(): void;
@@ -108,7 +111,12 @@ export function createWrites(options: WritesOptions): Writes {
       }
     },
     async settle() {
-      if (buffer !== undefined) giveBuffer(buffer);
+      if (buffer !== undefined) {
+        // Nothing more comes: whole units are kept, the rest is not.
+        at -= at === end ? 0 : at % unit;
+        if (at > from) begin(buffer);
+        else giveBuffer(buffer);
+      }
       buffer = undefined;
       while (running.size > 0) await Promise.all(running);
     },

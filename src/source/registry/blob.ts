@@ -195,7 +195,10 @@ export function openRegistryBlob(
     /** All was read: the connection serves again once its end was seen. */
     const finish = async () => {
       if (part.more) return drop(part);
-      if (await part.reader.isOver().catch(() => true)) return end(part);
+      const isOver = part.reader.isOver().catch(() => true);
+      // Whoever wants the last bytes does not wait for what cannot be.
+      if (part.sure) return void isOver.then(() => end(part));
+      if (await isOver) return end(part);
       drop(part);
       throw bad(`the answer goes on behind byte ${stop - 1}`);
     };

@@ -14,6 +14,8 @@ export interface Place {
   length: number;
   /** more follow that nobody wants */
   more: boolean;
+  /** it was announced how many bytes the answer has: no others can follow */
+  sure: boolean;
 }
 
 function brief(text: string): string {
@@ -31,7 +33,7 @@ function wholeBody(
     return "the server ignores ranges and does not tell the size";
   }
   const wanted = Math.min(length, bytes);
-  return { total: bytes, length: wanted, more: wanted < bytes };
+  return { total: bytes, length: wanted, more: wanted < bytes, sure: true };
 }
 
 /**
@@ -47,7 +49,9 @@ export function placeOf(
   if (status === 416) {
     const [, size] = /^bytes \*\/(\d+)$/i.exec(text) ?? [];
     // An empty blob has no byte that a range could begin with.
-    if (at === 0 && size === "0") return { total: 0, length: 0, more: false };
+    if (at === 0 && size === "0") {
+      return { total: 0, length: 0, more: false, sure: true };
+    }
     return `it has no byte ${at}${size === undefined ? "" : ` of ${size}`}`;
   }
   const encoding = headers.get("content-encoding")?.trim() ?? "";
@@ -68,5 +72,5 @@ export function placeOf(
   if (bytes !== undefined && bytes !== there) {
     return `${bytes} bytes were announced in place of ${there}`;
   }
-  return { total, length: there, more: false };
+  return { total, length: there, more: false, sure: bytes !== undefined };
 }
