@@ -39,6 +39,16 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_io_open_async: {
+    name: "obd_io_open",
+    parameters: [
+      "buffer", // const char *path
+      "i32", // int32_t flags
+      "u32", // uint32_t mode
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
   obd_io_close: {
     parameters: [
       "i32", // int32_t fd

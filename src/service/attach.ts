@@ -204,7 +204,7 @@ async function reasonAgainst(
   if (mounted.length > 0) {
     return `${disk} is mounted at ${mounted.join(", ")}`;
   }
-  if (disk !== null && isClaimed(disk)) {
+  if (disk !== null && await isClaimed(disk)) {
     return `${disk} is in use: mounted in a container, or part of a volume`;
   }
   if (exported.length > 0) {

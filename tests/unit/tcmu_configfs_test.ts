@@ -6,6 +6,7 @@
  */
 import { deepEqual, equal, match, rejects, throws } from "node:assert/strict";
 import { EngineError } from "../../ffi/errors.ts";
+import { faultIo, HANG, IO } from "../../ffi/files.ts";
 import {
   attachDisk,
   AttachError,
@@ -16,7 +17,7 @@ import {
   namesOf,
   RefusedError,
 } from "../../src/device/tcmu/configfs.ts";
-import { listDevices } from "../../src/device/tcmu/inventory.ts";
+import { isClaimed, listDevices } from "../../src/device/tcmu/inventory.ts";
 
 const PATHS = { sys: "/sys", dev: "/dev", configfs: "/cfg", proc: "/proc" };
 const CORE = "/cfg/target/core";
@@ -369,4 +370,24 @@ Deno.test("exports that are no loopback disk are listed", async () => {
   const [device] = await listDevices(kernel);
   deepEqual(device?.exported, ["iscsi iqn.2026-01.x:y"]);
   equal(device?.state, "no disk");
+});
+
+Deno.test("a disk whose opening waits for its source is in nobody's use, and holds nothing up", async () => {
+  const path = await Deno.makeTempFile();
+  try {
+    equal(await isClaimed(path), false);
+    // Whoever serves the disk is this very thread.
+    faultIo(IO.OPEN, 1, HANG);
+    const turn = new Promise((done) => setTimeout(() => done("a turn")));
+    const claimed = isClaimed(path);
+    equal(await Promise.race([turn, claimed]), "a turn");
+    equal(await claimed, false);
+    faultIo(IO.OPEN, 0, 0, 0);
+    // Refused when it is exclusive.
+    faultIo(IO.OPEN, 2, EBUSY);
+    equal(await isClaimed(path), true);
+  } finally {
+    faultIo(IO.OPEN, 0, 0, 0);
+    await Deno.remove(path);
+  }
 });

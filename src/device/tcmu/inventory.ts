@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { closeFd, O, openFd } from "../../../ffi/files.ts";
+import { closeFd, O, openDiskFd } from "../../../ffi/files.ts";
 import { EngineError } from "../../../ffi/errors.ts";
 import { addressOf, disksAt, type Export, HBA, type Host } from "./configfs.ts";
 import {
@@ -13,6 +13,7 @@ import {
   type KernelPaths,
   listUio,
   parseDeviceConfig,
+  within,
 } from "./kernel.ts";
 
 type Place = Pick<Host, "paths" | "tree">;
@@ -190,15 +191,25 @@ export async function listDevices(place: Place): Promise<FoundDevice[]> {
   return found.sort((a, b) => byId(a.id, b.id));
 }
 
-/** True when opening succeeds; what was opened is closed again. */
-function opens(path: string, flags: number): boolean {
-  try {
-    closeFd(openFd(path, flags | O.NONBLOCK));
+/** Longer than opening takes when it waits for no read of the disk. */
+const OPEN_MS = 2000;
+
+/**
+ * True when opening succeeds; what was opened is closed again.  Undefined: it
+ * waits, and closes what it gets when that comes.
+ */
+async function opens(
+  path: string,
+  flags: number,
+): Promise<boolean | undefined> {
+  const opened = openDiskFd(path, flags | O.NONBLOCK).then((fd) => {
+    closeFd(fd);
     return true;
-  } catch (error) {
+  }, (error) => {
     if (error instanceof EngineError) return false;
     throw error;
-  }
+  });
+  return await within(OPEN_MS, opened, undefined);
 }
 
 /**
@@ -212,10 +223,16 @@ export async function isServed(
 ): Promise<boolean> {
   const uio = (await listUio(paths))
     .find((it) => it.hba === hba && it.name === name);
-  return uio !== undefined && !opens(`${paths.dev}/uio${uio.minor}`, O.RDWR);
+  return uio !== undefined &&
+    await opens(`${paths.dev}/uio${uio.minor}`, O.RDWR) !== true;
 }
 
-/** True when somebody, in whatever container, has mounted or claimed a disk. */
-export function isClaimed(disk: string): boolean {
-  return opens(disk, O.RDONLY) && !opens(disk, O.RDONLY | O.EXCL);
+/**
+ * True when somebody, in whatever container, has mounted or claimed a disk.
+ * Nobody has one that the kernel still reads the partitions of, from a source
+ * that may be silent: whoever opens it waits for that.
+ */
+export async function isClaimed(disk: string): Promise<boolean> {
+  return await opens(disk, O.RDONLY) === true &&
+    await opens(disk, O.RDONLY | O.EXCL) === false;
 }
