@@ -27,6 +27,7 @@ import {
   type KernelPaths,
   mapSize,
   setModule,
+  within,
 } from "../device/tcmu/kernel.ts";
 import { type ScsiDevices, scsiDevices } from "../device/tcmu/scsi_devices.ts";
 import { VERSION } from "../format/version.ts";
@@ -38,7 +39,7 @@ import type { MeasuredRing } from "./own_metrics.ts";
 import type { Service } from "./service.ts";
 import { surviveErrors } from "./survive.ts";
 import { openTcmuImage } from "./tcmu_image.ts";
-import { tcmuKind } from "./tcmu_kind.ts";
+import { type TcmuKind, tcmuKind } from "./tcmu_kind.ts";
 import {
   lockHost,
   openUio,
@@ -58,6 +59,13 @@ const NOFILE = 1_048_576;
 
 /** How long commands may take to end when the daemon does. */
 const GRACE_MS = 10_000;
+
+/**
+ * How long requests to the API have to end before those who serve them do.  A
+ * thread of ours that writes to configfs then would wait for the next daemon,
+ * which would wait for this process to go.
+ */
+const REQUESTS_MS = 5000;
 
 /** Hands the commands of all rings to those who answer them. */
 function createRouter(): Disposable & Pick<Around, "route"> {
@@ -174,6 +182,7 @@ async function claimDevices(
 /** Serves devices until the signal; then they are left to the next daemon. */
 async function serveDevices(
   devices: TcmuDevices,
+  kind: TcmuKind,
   scsi: ScsiDevices,
   manager: Manager,
   { signal, kernel, log }: Required<TcmuOptions> & { log: Logger },
@@ -192,7 +201,9 @@ async function serveDevices(
   await ended(signal);
   log.info("sigint received");
   manager.stopping();
+  await within(REQUESTS_MS, kind.detached(), undefined);
   await devices.close(GRACE_MS);
+  await within(REQUESTS_MS, kind.idle(), undefined);
   handleAll();
   // Whoever takes a device away now would wait for the next daemon.
   await devices.idle();
@@ -220,13 +231,14 @@ async function runDaemon(
     ringBroken: service.counters.ringBroken,
   }, replyEvent);
   const scsi = scsiDevices(kernel);
+  const kind = tcmuKind(service, devices, scsi, { signal });
   const http = await startHttp(service, {
     rings: () => measureRings(service, rings),
-    devices: devicesByRequest(service, [tcmuKind(service, devices, scsi)]),
+    devices: devicesByRequest(service, [kind]),
     ready: () => !signal.aborted,
   });
   try {
-    await serveDevices(devices, scsi, manager, { signal, kernel, log });
+    await serveDevices(devices, kind, scsi, manager, { signal, kernel, log });
   } finally {
     await http.close();
   }

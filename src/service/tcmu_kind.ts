@@ -6,7 +6,12 @@
  * @module
  */
 import pLimit from "p-limit";
-import { type AttachError, HBA, HOST } from "../device/tcmu/configfs.ts";
+import {
+  type AttachError,
+  HBA,
+  HOST,
+  type Host,
+} from "../device/tcmu/configfs.ts";
 import type { TcmuDevices } from "../device/tcmu/devices.ts";
 import type { Disk } from "../device/tcmu/disk.ts";
 import type { UioDevice } from "../device/tcmu/kernel.ts";
@@ -34,12 +39,41 @@ function refused(cause: AttachError): RequestError {
   return new RequestError("invalid", cause.message, { cause });
 }
 
-/** Shows images of a service through the kernel. */
+/** See the module's comment. */
+export interface TcmuKind extends DeviceKind {
+  /** What is being taken away has gone: until then it needs its disk. */
+  detached(): Promise<void>;
+  /** Nothing is being taken away or made, which needs somebody to answer. */
+  idle(): Promise<void>;
+}
+
+/** What is being done, each until it has ended. */
+function createPending() {
+  const pending = new Set<Promise<unknown>>();
+  return {
+    add<T>(work: Promise<T>): Promise<T> {
+      const ended = work.then(() => {}, () => {});
+      pending.add(ended);
+      ended.then(() => pending.delete(ended));
+      return work;
+    },
+    ended: () => Promise.all(pending),
+  };
+}
+
+/**
+ * Shows images of a service through the kernel.
+ *
+ * @param signal the daemon ends: nothing is made any more
+ */
 export function tcmuKind(
-  service: Service,
-  devices: TcmuDevices,
+  service: Pick<Service, "images" | "log">,
+  devices: Pick<TcmuDevices, "list">,
   scsi: ScsiDevices,
-): DeviceKind {
+  { signal, host = HOST }: { signal: AbortSignal; host?: Host },
+): TcmuKind {
+  const attaching = createPending();
+  const detaching = createPending();
   const find = (
     served: ServedImage,
   ): { uio: UioDevice; disk: Disk } | undefined => {
@@ -53,10 +87,13 @@ export function tcmuKind(
     transport: "tcmu",
     async attach({ path, devId }) {
       const config = devId === "" ? path : `${path};${devId}`;
-      const { signal } = new AbortController();
-      const made = await limit(() =>
-        attach(HOST, { config, id: undefined, signal, log })
-      ).catch((error) => {
+      const work = limit(() =>
+        attach(host, { config, id: undefined, signal, log })
+      );
+      const made = await attaching.add(work).catch((error) => {
+        if (signal.aborted) {
+          throw new RequestError("ending", "the service ends");
+        }
         throw refused(error);
       });
       scsi.changed();
@@ -70,7 +107,8 @@ export function tcmuKind(
     async detach(served) {
       const found = find(served);
       if (found === undefined) return;
-      await limit(() => detach(HOST, idOf(found.uio), log)).catch((error) => {
+      const work = limit(() => detach(host, idOf(found.uio), log));
+      await detaching.add(work).catch((error) => {
         throw refused(error);
       });
     },
@@ -82,5 +120,11 @@ export function tcmuKind(
       };
     },
     resized: (served) => find(served)?.disk.grown(),
+    async detached() {
+      await detaching.ended();
+    },
+    async idle() {
+      await Promise.all([attaching.ended(), detaching.ended()]);
+    },
   };
 }

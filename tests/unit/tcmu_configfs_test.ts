@@ -12,131 +12,17 @@ import {
   AttachError,
   detachDisk,
   deviceConfig,
-  type Host,
-  type KernelTree,
   namesOf,
   RefusedError,
 } from "../../src/device/tcmu/configfs.ts";
 import { isClaimed, listDevices } from "../../src/device/tcmu/inventory.ts";
+import { CORE, fakeKernel, PATHS } from "../lib/fake_kernel.ts";
 
-const PATHS = { sys: "/sys", dev: "/dev", configfs: "/cfg", proc: "/proc" };
-const CORE = "/cfg/target/core";
 const ENOENT = 2;
 const EIO = 5;
 const EAGAIN = 11;
 const EBUSY = 16;
 const EINVAL = 22;
-
-/** A kernel with the target's directories and no device. */
-interface FakeKernel extends Host {
-  /** everything below configfs but what was there at first */
-  made(): string[];
-  /** changes so far: "mkdir /x", "write /x v", "link /x", "remove /x" */
-  did: string[];
-  nodes: Map<string, string | null>;
-  /** called before each change; may throw */
-  fail: (change: string) => void;
-}
-
-function fakeKernel(): FakeKernel {
-  /** null: a directory; "-> x": a link to x; else an attribute's value */
-  const nodes = new Map<string, string | null>([[CORE, null]]);
-  const did: string[] = [];
-  const kernel: Pick<FakeKernel, "fail"> = { fail: () => {} };
-  const change = (text: string) => {
-    kernel.fail(text);
-    did.push(text);
-  };
-  const children = (path: string) =>
-    [...nodes.keys()].filter((it) => it.startsWith(`${path}/`))
-      .map((it) => it.slice(path.length + 1).split("/")[0] ?? "");
-  const attribute = (path: string, value: string) => nodes.set(path, value);
-  const born = (path: string) => {
-    if (/core\/user_\d+\/[^/]+$/.test(path)) {
-      for (const name of ["control", "attrib/cmd_time_out"]) {
-        attribute(`${path}/${name}`, "");
-      }
-      attribute(`${path}/enable`, "0");
-      attribute(`${path}/attrib/dev_config`, "");
-      attribute(`${path}/action/block_dev`, "unblocked");
-    } else if (/tpgt_1$/.test(path)) {
-      attribute(`${path}/nexus`, "");
-      attribute(`${path}/address`, "3:0:1\n");
-    }
-  };
-  const isDirectory = (path: string) =>
-    nodes.get(path) === null || children(path).length > 0;
-  const tree: KernelTree = {
-    makeDir: (path) => {
-      if (isDirectory(path)) return Promise.resolve(false);
-      change(`mkdir ${path}`);
-      nodes.set(path, null);
-      born(path);
-      return Promise.resolve(true);
-    },
-    write: async (path, value) => {
-      if (typeof nodes.get(path) !== "string") {
-        throw new EngineError(ENOENT, `cannot write ${path}`);
-      }
-      await Promise.resolve();
-      change(`write ${path} ${value}`);
-      attribute(path, value);
-      const [, config] = /^dev_config=(.*)$/.exec(value) ?? [];
-      if (config !== undefined) {
-        attribute(path.replace("control", "attrib/dev_config"), config);
-      }
-    },
-    read: async (path) => {
-      await Promise.resolve();
-      const value = nodes.get(path);
-      if (typeof value === "string") return value;
-      throw new EngineError(ENOENT, `cannot read ${path}`);
-    },
-    link: async (target, path) => {
-      await Promise.resolve();
-      change(`link ${path}`);
-      nodes.set(path, `-> ${target}`);
-      nodes.set("/sys/class/scsi_device/3:0:1:0/device/block/sdx", null);
-      attribute("/sys/block/sdx/device/timeout", "30");
-      attribute("/sys/block/sdx/device/state", "running");
-      attribute("/sys/block/sdx/size", "2048");
-      attribute("/sys/block/sdx/ro", "1");
-      attribute("/sys/block/sdx/dev", "8:16");
-      attribute("/sys/block/sdx/sdx1/dev", "8:17");
-    },
-    remove: async (path) => {
-      await Promise.resolve();
-      const linked = [...nodes.values()].includes(`-> ${path}`);
-      const busy = linked ||
-        children(path).some((name) =>
-          nodes.get(`${path}/${name}`) === null ||
-          nodes.get(`${path}/${name}`)?.startsWith("-> ") === true
-        );
-      if (busy) throw new EngineError(EBUSY, `cannot remove ${path}`);
-      change(`remove ${path}`);
-      if (nodes.get(path)?.startsWith("-> ") === true) {
-        nodes.delete("/sys/class/scsi_device/3:0:1:0/device/block/sdx");
-      }
-      for (const it of [...nodes.keys()]) {
-        if (it === path || it.startsWith(`${path}/`)) nodes.delete(it);
-      }
-    },
-    list: (path) => Promise.resolve([...new Set(children(path))]),
-    follow: (path) => {
-      const [, target] = /^-> (.*)$/.exec(nodes.get(path) ?? "") ?? [];
-      return Promise.resolve(target);
-    },
-  };
-  return Object.assign(kernel, {
-    paths: PATHS,
-    tree,
-    sleep: () => Promise.resolve(),
-    nodes,
-    did,
-    made: () =>
-      [...nodes.keys()].filter((it) => it.startsWith("/cfg") && it !== CORE),
-  });
-}
 
 const WANTED = { id: "42", path: "/images/a/config.v1.json", devId: "" };
 const NAMES = namesOf(PATHS, "42");
@@ -218,6 +104,25 @@ Deno.test("attach waits while the daemon starts: EAGAIN, EINTR", async () => {
     }
   };
   equal(await attachDisk(kernel, WANTED, QUIET), "sdx");
+});
+
+Deno.test("attach tries no more once it is interrupted: nobody may answer", async () => {
+  const kernel = fakeKernel();
+  let tries = 0;
+  kernel.fail = (change) => {
+    if (!change.endsWith("/enable 1")) return;
+    tries++;
+    throw new EngineError(EAGAIN, change);
+  };
+  const checkpoint = () => {
+    if (tries === 3) throw new Error("interrupted");
+  };
+  await rejects(
+    attachDisk(kernel, WANTED, { ...QUIET, checkpoint }),
+    /interrupted/,
+  );
+  equal(tries, 3);
+  deepEqual(kernel.made(), []);
 });
 
 Deno.test("attach ends after 100 times EAGAIN, and at once for what will not heal", async () => {

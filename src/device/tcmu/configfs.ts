@@ -208,10 +208,18 @@ async function poll<T>(
   return undefined;
 }
 
-/** @throws {RefusedError} after the daemon's answer, or without any */
-async function enable(host: Host, device: string): Promise<void> {
+/**
+ * @param checkpoint before each try, which may wait for a daemon for ever
+ * @throws {RefusedError} after the daemon's answer, or without any
+ */
+async function enable(
+  host: Host,
+  device: string,
+  checkpoint: () => void,
+): Promise<void> {
   let last: RefusedError | undefined;
   const done = await poll(host, ENABLE, async () => {
+    checkpoint();
     try {
       await host.tree.write(`${device}/enable`, "1");
       return true;
@@ -306,7 +314,7 @@ async function attachSteps(
   }
   await tree.write(`${device}/control`, `dev_config=${config}`);
   await tree.write(`${device}/control`, `max_data_area_mb=${DATA_AREA_MB}`);
-  await enable(host, device);
+  await enable(host, device, checkpoint);
   await answered?.();
   await tree.write(`${device}/attrib/cmd_time_out`, NEVER);
   if (!await makeDir(target)) {

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Disks by request to the daemon, which ends.
+import { deepStrictEqual as equal, rejects } from "node:assert/strict";
+import { EngineError } from "../../ffi/errors.ts";
+import { RequestError } from "../../src/service/refusal.ts";
+import { tcmuKind } from "../../src/service/tcmu_kind.ts";
+import { tempDir } from "../lib/env.ts";
+import { fakeKernel } from "../lib/fake_kernel.ts";
+
+const EAGAIN = 11;
+
+Deno.test("what is made as the daemon ends is given up, and waited for", async () => {
+  using dir = tempDir();
+  const path = dir.file("c.json");
+  Deno.writeTextFileSync(path, '{"lowers":[{"file":"/x"}]}');
+  const kernel = fakeKernel();
+  kernel.nodes.set("/cfg/target/core/alua", null);
+  const ending = new AbortController();
+  let tries = 0;
+  kernel.fail = (change) => {
+    if (!change.endsWith("/enable 1")) return;
+    // From now on nobody would answer.
+    if (++tries === 3) ending.abort();
+    throw new EngineError(EAGAIN, change);
+  };
+  const nothing = () => {};
+  const log = { debug: nothing, info: nothing, warn: nothing, error: nothing };
+  const kind = tcmuKind(
+    { images: () => [], log: log as never },
+    { list: () => [] },
+    { count: () => 0, disk: () => undefined, changed: nothing },
+    {
+      signal: ending.signal,
+      host: { ...kernel, paths: { ...kernel.paths, proc: dir.path } },
+    },
+  );
+  await kind.idle();
+  const attached = kind.attach({ path, devId: "" });
+  const refused = rejects(
+    attached,
+    (error) => error instanceof RequestError && error.refusal === "ending",
+  );
+  await kind.detached();
+  await kind.idle();
+  equal([tries, kernel.made().filter((it) => !it.endsWith("alua"))], [3, []]);
+  await refused;
+});
