@@ -232,6 +232,7 @@ int32_t obd_ring_close(struct obd_ring *ring, uint32_t grace_ms)
 		obd_plane_remove(&ring->watch);
 	/* Nothing is taken off the ring any more; what runs must end. */
 	pthread_mutex_lock(&ring->lock);
+	ring->closed = true;
 	ring_end_asked(ring);
 	if (ring->running) {
 		ring_settle(ring);

@@ -30,10 +30,11 @@
 
 enum state { IDLE, RUNNING, QUEUED, ASKED, FINISHED };
 
-/* What WRITE SAME and UNMAP have still to do. */
+/* What WRITE SAME and UNMAP have still to do, and who compares to read. */
 struct range {
 	uint64_t at, left;           /* bytes of the disk */
-	uint8_t *buffer;             /* UNMAP's list, or blocks to write */
+	uint8_t *buffer;             /* UNMAP's list, blocks, or room for some */
+	struct iovec iov;            /* of one step */
 	uint32_t ranges, taken;      /* of the list */
 	uint16_t op;                 /* enum obd_op */
 };
@@ -69,6 +70,7 @@ struct obd_ring {
 	bool out_of_order, tells_length;
 	bool broken;                 /* stats.bad says why */
 	bool starved;                /* no memory for the next command */
+	bool closed;                 /* nothing is taken or asked any more */
 	bool watched, changed;       /* changed: answers not published yet */
 	uint32_t flags;
 	uint64_t id;
@@ -149,14 +151,19 @@ OBD_HIDDEN void ring_take_all(struct obd_ring *ring);
 /* The watch's fn: takes the lock itself. */
 OBD_HIDDEN void ring_readable(struct obd_watch *watch, uint32_t events);
 
-/* ---- ring_range.c: WRITE SAME and UNMAP ------------------------------- */
+/* ---- ring_range.c: ranges of the disk ---------------------------------- */
 
+/* WRITE SAME and UNMAP. */
 OBD_HIDDEN void ring_change_range(struct obd_ring *ring, struct command *cmd);
+/* Asks TypeScript to compare when what it will read is there: it waits on
+ * threads of which there are few. */
+OBD_HIDDEN void ring_ask_to_compare(struct obd_ring *ring,
+				    struct command *cmd);
 
 /* ---- ring_ask.c: commands for TypeScript ------------------------------ */
 
 OBD_HIDDEN void ring_ask(struct obd_ring *ring, struct command *cmd);
-/* Ends what TypeScript has not answered. */
+/* Ends what TypeScript has not answered; ring->closed is set. */
 OBD_HIDDEN void ring_end_asked(struct obd_ring *ring);
 
 /* ---- ring_answer.c: answers ------------------------------------------- */

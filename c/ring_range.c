@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * ring_range.c - WRITE SAME and UNMAP: one request of the device after the
- * other, each begun when the one before has ended, so that no thread waits
- * for one that does (for absent data, for a snapshot).
+ * ring_range.c - WRITE SAME and UNMAP, and what those who compare will read:
+ * one request of the device after the other, each begun when the one before
+ * has ended, so that no thread waits for one that does (for absent data, for
+ * a snapshot).
  *
  * All of it is called with ring->lock held.
  */
@@ -11,7 +12,8 @@
 #include "ring.h"
 
 #define STEP_BYTES (64u << 20)   /* a request's length has 32 bits */
-#define PATTERN_BYTES (64u << 10)
+#define BUFFER_BYTES (64u << 10)
+#define HOST_BLOCK 4096u         /* that a change may have to complete */
 
 /* ---- what is to be done ------------------------------------------------ */
 
@@ -26,10 +28,10 @@ static int set_pattern(struct range *range, const uint8_t *block)
 	uint64_t n;
 
 	range->op = OBD_WRITE;
-	range->buffer = malloc(PATTERN_BYTES);
+	range->buffer = malloc(BUFFER_BYTES);
 	if (!range->buffer)
 		return -ENOMEM;
-	for (n = 0; n < PATTERN_BYTES; n += OBD_SECTOR)
+	for (n = 0; n < BUFFER_BYTES; n += OBD_SECTOR)
 		memcpy(range->buffer + n, block, OBD_SECTOR);
 	return 0;
 }
@@ -96,7 +98,8 @@ static void range_done(struct obd_request *req);
 static bool next_step(struct command *cmd)
 {
 	struct range *range = &cmd->range;
-	uint64_t n = range->op == OBD_WRITE ? PATTERN_BYTES : STEP_BYTES;
+	bool moves = range->op == OBD_READ || range->op == OBD_WRITE;
+	uint64_t n = moves ? BUFFER_BYTES : STEP_BYTES;
 
 	while (!range->left && range->taken < range->ranges) {
 		take_range(range);
@@ -107,7 +110,7 @@ static bool next_step(struct command *cmd)
 		return false;
 	if (n > range->left)
 		n = range->left;
-	cmd->iov[0] = (struct iovec){ range->buffer, n };
+	range->iov = (struct iovec){ range->buffer, n };
 	cmd->req = (struct obd_request){
 		.dev = cmd->ring->dev,
 		.done = range_done,
@@ -115,8 +118,8 @@ static bool next_step(struct command *cmd)
 		.offset = range->at,
 		.length = (uint32_t)n,
 		.op = range->op,
-		.iov = cmd->iov,
-		.iov_count = range->op == OBD_WRITE,
+		.iov = &range->iov,
+		.iov_count = moves,
 	};
 	range->at += n;
 	range->left -= n;
@@ -130,8 +133,12 @@ static void end_range(struct obd_ring *ring, struct command *cmd, int err,
 	cmd->range.buffer = NULL;
 	if (sense)
 		ring_refuse(ring, cmd, sense);
-	else
+	else if (err || cmd->cdb.kind != SCSI_ASK)
 		ring_finish_with(ring, cmd, err);
+	else if (ring->closed)
+		ring_finish_with(ring, cmd, -ESHUTDOWN);
+	else
+		ring_ask(ring, cmd);
 }
 
 static void go_on(struct obd_ring *ring, struct command *cmd, int err)
@@ -173,4 +180,21 @@ void ring_change_range(struct obd_ring *ring, struct command *cmd)
 		end_range(ring, cmd, err, sense);
 	else
 		go_on(ring, cmd, 0);
+}
+
+void ring_ask_to_compare(struct obd_ring *ring, struct command *cmd)
+{
+	uint64_t size = obd_device_size(ring->dev);
+	uint64_t at = cmd->cdb.lba * OBD_SECTOR;
+	uint64_t end = at + cmd->cdb.count * OBD_SECTOR;
+
+	/* COMPARE AND WRITE also of what is beside its block. */
+	at -= at % HOST_BLOCK;
+	end += (HOST_BLOCK - end % HOST_BLOCK) % HOST_BLOCK;
+	if (end > size)
+		end = size;
+	cmd->range = (struct range){ .op = OBD_READ, .at = at };
+	cmd->range.left = cmd->cdb.count ? end - at : 0;
+	cmd->range.buffer = malloc(BUFFER_BYTES);
+	go_on(ring, cmd, cmd->range.buffer ? 0 : -ENOMEM);
 }

@@ -113,6 +113,9 @@ static void start(struct obd_ring *ring, struct command *cmd)
 	if (kind == SCSI_REFUSE) {
 		ring->stats.refused++;
 		ring_refuse(ring, cmd, SENSE_OPCODE);
+	} else if (kind == SCSI_ASK && cmd->cdb.compares &&
+		   in_range(ring, &cmd->cdb)) {
+		ring_ask_to_compare(ring, cmd);
 	} else if (kind == SCSI_ASK) {
 		ring_ask(ring, cmd);
 	} else if (readonly && kind == SCSI_SYNC) {
@@ -229,7 +232,7 @@ void ring_take_all(struct obd_ring *ring)
 {
 	uint32_t head;
 
-	while (!ring->broken) {
+	while (!ring->broken && !ring->closed) {
 		head = load_head(ring);
 		if (head == ring->tail)
 			return;

@@ -26,6 +26,17 @@ static enum scsi_kind kind_of(uint8_t opcode)
 	}
 }
 
+/* VERIFY: with the bytes sent, BYTCHK 1, or with one block of them, 3. */
+static bool compares(const uint8_t *cdb)
+{
+	switch (cdb[0]) {
+	case 0x2f: case 0x8f: case 0xaf:
+		return cdb[1] & 0x02;
+	default:
+		return cdb[0] == 0x89;
+	}
+}
+
 void scsi_parse(const uint8_t *cdb, struct scsi_cdb *out)
 {
 	memset(out, 0, sizeof(*out));
@@ -50,6 +61,9 @@ void scsi_parse(const uint8_t *cdb, struct scsi_cdb *out)
 		break;
 	}
 	out->fua = cdb[1] & 0x08;
+	out->compares = compares(cdb);
+	if (cdb[0] == 0x89)
+		out->count = cdb[13];
 	if (out->kind == SCSI_WRITE_SAME) {
 		out->unmap = cdb[1] & 0x08;
 		out->anchor = cdb[1] & 0x10;
@@ -85,8 +99,8 @@ uint32_t scsi_status(enum scsi_kind kind, int err, uint32_t *sense)
 		*sense = SENSE_NO_SPACE;
 		break;
 	default:
-		*sense = kind == SCSI_READ ? SENSE_READ_ERROR :
-					     SENSE_WRITE_ERROR;
+		*sense = kind == SCSI_READ || kind == SCSI_ASK ?
+			 SENSE_READ_ERROR : SENSE_WRITE_ERROR;
 	}
 	return SAM_CHECK_CONDITION;
 }

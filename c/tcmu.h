@@ -53,6 +53,7 @@ struct scsi_cdb {
 	uint64_t count;       /* sectors; UNMAP: bytes of its list */
 	bool fua, unmap, anchor;
 	bool no_data;         /* WRITE SAME without a block: zeros */
+	bool compares;        /* VERIFY, COMPARE AND WRITE: with the disk */
 };
 
 /* Reads a CDB of at least 16 readable bytes. */

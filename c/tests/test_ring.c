@@ -436,14 +436,12 @@ static void unmap_checks_every_range_before_the_first(void)
 	kernel_end();
 }
 
-/* More than there are threads to wait with: what comes for them is taken all
- * the same, by every disk. */
-static void changes_that_wait_for_data_hold_no_thread(void)
+/* A disk whose data is elsewhere, and that has parked requests. */
+static struct obd_source *remote_disk(void)
 {
 	struct obd_upper_report report;
 	struct obd_source *src;
 	struct obd_upper *upper;
-	uint32_t i;
 	int fd;
 
 	src = remote_source(1, DISK, 65536, &fd);
@@ -452,21 +450,109 @@ static void changes_that_wait_for_data_hold_no_thread(void)
 			     DISK, &report, &upper));
 	kernel_new(OOOC, device_of(flat_view(src), upper, DISK, 60000), 0);
 	kernel_start(0);
+	return src;
+}
+
+/* More than there are threads to wait with: what comes for them is taken all
+ * the same, by every disk. */
+static void changes_that_wait_for_data_hold_no_thread(void)
+{
+	struct obd_source *src = remote_disk();
+	uint32_t i;
+
 	for (i = 1; i <= 48; i++) /* none is a whole block of the host */
 		put_command((struct sent){ (uint16_t)i,
 			cdb16(0x93, i % 2 ? 8 : 0, 128 * i + 1, 2), 16,
 			(uint32_t[]){ 0, 512 }, 1, 0 });
 	kick();
-	for (i = 0; i < 100 && stats_of(k.dev).parked < 48; i++)
-		sleep_ms(20);
-	CHECK_EQ(stats_of(k.dev).parked, 48);
+	wait_parked(k.dev, 48);
 	CHECK_EQ(obd_source_fill(src, 0, DISK / 65536, 0), 0);
 	all_answered();
 	for (i = 1; i <= 48; i++)
 		CHECK_EQ(k.answers[i] << 8 | k.status[i], 1 << 8 | SAM_GOOD);
 	kernel_end();
 	obd_source_unref(src);
-	close(fd);
+}
+
+static uint32_t drained(struct obd_scsi_command *out, uint32_t want)
+{
+	uint32_t n = 0, i;
+
+	for (i = 0; i < 500 && n < want; i++) {
+		n += (uint32_t)obd_scsi_drain(out + n, want - n);
+		if (n < want)
+			usleep(2000);
+	}
+	return n;
+}
+
+static void who_compares_is_asked_when_the_data_is_there(void)
+{
+	struct obd_source *src = remote_disk();
+	struct obd_scsi_command c[4];
+	uint8_t caw[16], data[512];
+	uint32_t i;
+
+	memcpy(caw, cdb16(0x89, 0, 300, 0), 16);
+	caw[13] = 1;
+	memset(k.map + DATA_AT, 7, 1024);
+	put_command((struct sent){ 1, cdb16(0x8f, 2, 100, 2), 16,
+				   (uint32_t[]){ 0, 1024 }, 1, 0 });
+	put_command((struct sent){ 2, caw, 16, (uint32_t[]){ 0, 1024 }, 1,
+				   0 });
+	kick();
+	wait_parked(k.dev, 2);
+	/* Nothing to wait for: no comparison, past the end, no block. */
+	put_command((struct sent){ 3, cdb16(0x8f, 0, 500, 2), 16, NULL, 0,
+				   0 });
+	put_command((struct sent){ 4, cdb16(0x8f, 2, DISK / 512, 2), 16, NULL,
+				   0, 0 });
+	put_command((struct sent){ 5, cdb16(0x8f, 6, 700, 0), 16, NULL, 0,
+				   0 });
+	kick();
+	CHECK_EQ(drained(c, 3), 3);
+	CHECK_EQ(stats_of(k.dev).parked, 2);
+	for (i = 0; i < 3; i++)
+		CHECK_EQ(obd_ring_complete(k.ring, c[i].tag, 0, NULL, NULL,
+					   0), 0);
+	/* Ended, to be tried again. */
+	CHECK_EQ(obd_device_abandon(k.dev, -ESHUTDOWN), 0);
+	all_answered();
+	CHECK_EQ(k.status[1], SAM_BUSY);
+	CHECK_EQ(k.status[2], SAM_BUSY);
+	put_command((struct sent){ 6, caw, 16, (uint32_t[]){ 0, 1024 }, 1,
+				   0 });
+	kick();
+	wait_parked(k.dev, 3);
+	CHECK_EQ(obd_source_fill(src, 150, 1, -EIO), -EINVAL);
+	CHECK_EQ(obd_source_fill(src, 2, 1, -EIO), 0);
+	all_answered();
+	CHECK_EQ(k.status[6], SAM_CHECK_CONDITION);
+	memmove(k.sense[0], k.sense[6], 18);
+	CHECK_EQ(sense_code(), SENSE_READ_ERROR);
+	put_command((struct sent){ 7, caw, 16, (uint32_t[]){ 0, 1024 }, 1,
+				   0 });
+	kick();
+	wait_parked(k.dev, 4);
+	CHECK_EQ(obd_source_fill(src, 2, 1, 0), 0);
+	CHECK_EQ(drained(c, 1), 1);
+	CHECK_EQ(c[0].cdb[0], 0x89);
+	CHECK_EQ(c[0].length, 1024);
+	CHECK_EQ(obd_ring_data(k.ring, c[0].tag, data, 512, 512), 512);
+	CHECK(all_bytes(data, 7, 512));
+	CHECK_EQ(obd_ring_complete(k.ring, c[0].tag, 0, NULL, NULL, 0), 0);
+	all_answered();
+	/* What waits when the ring ends is not asked any more. */
+	put_command((struct sent){ 8, cdb16(0x8f, 2, 1000, 2), 16,
+				   (uint32_t[]){ 0, 1024 }, 1, 0 });
+	kick();
+	wait_parked(k.dev, 5);
+	CHECK_EQ(obd_ring_close(k.ring, 20), 0);
+	take_answers();
+	CHECK_EQ(k.answers[8] << 8 | k.status[8], 1 << 8 | SAM_BUSY);
+	k.ring = NULL;
+	kernel_end();
+	obd_source_unref(src);
 }
 
 /* ---- the ring ---------------------------------------------------------- */
@@ -575,19 +661,6 @@ static void many_iovecs_and_commands_at_once(void)
 }
 
 /* ---- what TypeScript answers ------------------------------------------- */
-
-static uint32_t drained(struct obd_scsi_command *out, uint32_t want)
-{
-	uint32_t n = 0;
-	int i;
-
-	for (i = 0; i < 500 && n < want; i++) {
-		n += (uint32_t)obd_scsi_drain(out + n, want - n);
-		if (n < want)
-			usleep(2000);
-	}
-	return n;
-}
 
 /* Those that run may run for ever: no answer of theirs, and no kick. */
 static void what_there_was_no_memory_for_is_tried_again(void)
@@ -714,6 +787,34 @@ static void what_is_left_at_the_end_is_busy(void)
 	kernel_end();
 }
 
+static void what_there_was_no_memory_for_is_left_at_the_end(void)
+{
+	static const uint8_t asked[6];
+	struct obd_ring_stats stats;
+	uint16_t i;
+
+	kernel_new(OOOC, disk(false), 0);
+	kernel_start(0);
+	no_memory = true;
+	for (i = 1; i <= 18; i++)
+		put_command((struct sent){ i, asked, 6, NULL, 0, 0 });
+	kick();
+	for (i = 0; i < 500; i++) {
+		CHECK_EQ(obd_ring_stat(k.ring, &stats), 0);
+		if (stats.commands == 16)
+			break;
+		usleep(10000);
+	}
+	no_memory = false;
+	CHECK_EQ(obd_ring_close(k.ring, 0), 0);
+	take_answers();
+	for (i = 1; i <= 18; i++)
+		CHECK_EQ(k.answers[i], i <= 16);
+	k.ring = NULL;
+	k.head = get32(64);
+	kernel_end();
+}
+
 /* Waits until the ring says so. */
 static void broken_by(uint64_t bad, uint64_t at, uint64_t value)
 {
@@ -817,6 +918,7 @@ int main(void)
 	RUN(write_same_repeats_its_block);
 	RUN(unmap_checks_every_range_before_the_first);
 	RUN(changes_that_wait_for_data_hold_no_thread);
+	RUN(who_compares_is_asked_when_the_data_is_there);
 	RUN(unknown_groups_and_entries_never_stay);
 	RUN(the_ring_wraps_at_any_place);
 	RUN(iovecs_outside_the_data_are_an_error_and_not_a_crash);
@@ -826,6 +928,7 @@ int main(void)
 	RUN(an_old_kernel_gets_them_in_order);
 	RUN(the_next_command_tells_that_the_disk_has_grown);
 	RUN(what_is_left_at_the_end_is_busy);
+	RUN(what_there_was_no_memory_for_is_left_at_the_end);
 	RUN(a_ring_that_makes_no_sense_ends);
 	RUN(what_makes_no_sense_is_told);
 	RUN(a_mailbox_that_makes_no_sense_is_refused);

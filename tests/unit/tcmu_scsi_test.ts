@@ -3,6 +3,7 @@
 import { deepStrictEqual as equal, ok } from "node:assert/strict";
 import fc from "fast-check";
 import { naaDesignator } from "../../src/device/tcmu/inquiry.ts";
+import { EngineError } from "../../ffi/errors.ts";
 import type { Medium } from "../../src/device/tcmu/compare.ts";
 import { answerScsi, type ScsiDisk } from "../../src/device/tcmu/scsi.ts";
 import type { ScsiAnswer } from "../../src/device/tcmu/sense.ts";
@@ -17,20 +18,26 @@ const disk: ScsiDisk = {
 };
 
 /** A disk in memory; `fails` makes each access of that kind fail. */
+function failure(errno: number | boolean): Error {
+  return typeof errno === "number"
+    ? new EngineError(errno, "cannot")
+    : new Error("gone");
+}
+
 function memory(
   bytes: Uint8Array,
-  fails: { read?: boolean; write?: boolean } = {},
+  fails: { read?: boolean | number; write?: boolean | number } = {},
 ): Medium & { flushes: number } {
   let last: Promise<unknown> = Promise.resolve();
   return {
     flushes: 0,
     read(into, at) {
-      if (fails.read) return Promise.reject(new Error("gone"));
+      if (fails.read) return Promise.reject(failure(fails.read));
       into.set(bytes.subarray(Number(at), Number(at) + into.length));
       return Promise.resolve();
     },
     write(from, at) {
-      if (fails.write) return Promise.reject(new Error("full"));
+      if (fails.write) return Promise.reject(failure(fails.write));
       bytes.set(from, Number(at));
       return Promise.resolve();
     },
@@ -307,10 +314,20 @@ Deno.test("COMPARE AND WRITE writes what compares equal, and only that", async (
   equal(await code(caw(2048, 1)), "05/21/00");
   equal(await code(caw(3, 1), { list: sectors(8) }), "05/1a/00");
   equal(await code(caw(3, 1), { of: { readonly: true } }), "05/30/05");
-  const bad = (fails: { read?: boolean; write?: boolean }) =>
+  const bad = (fails: Parameters<typeof memory>[1]) =>
     code(caw(0, 1), { medium: memory(bytes, fails) });
   equal(await bad({ read: true }), "03/11/00");
   equal(await bad({ write: true }), "03/0c/00");
+  // As where the library answers: what was ended is to be tried again.
+  const [ENOMEM, ENOSPC, EROFS, ESHUTDOWN] = [12, 28, 30, 108];
+  equal(await bad({ write: ENOSPC }), "07/27/07");
+  equal(await bad({ write: EROFS }), "05/30/05");
+  const status = async (read: number) =>
+    (await answer(caw(0, 1), {
+      list: sectors(0, 0),
+      medium: memory(bytes, { read }),
+    })).status;
+  equal([await status(ESHUTDOWN), await status(ENOMEM)], [0x08, 0x28]);
 });
 
 Deno.test("of two that compare with the same, one writes", async () => {

@@ -6,7 +6,7 @@
  * @module
  */
 import type { Bytes } from "../../../ffi/handle.ts";
-import { good, refuse, type ScsiAnswer, SENSE } from "./sense.ts";
+import { failed, good, refuse, type ScsiAnswer, SENSE } from "./sense.ts";
 
 /** The disk's bytes. */
 export interface Medium {
@@ -43,8 +43,8 @@ async function orMediumError(
 ): Promise<ScsiAnswer> {
   try {
     return await work();
-  } catch {
-    return refuse(sense);
+  } catch (error) {
+    return failed(error, sense);
   }
 }
 

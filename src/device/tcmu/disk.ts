@@ -218,7 +218,7 @@ export async function serveDisk(
       await ring.close(graceMs > 0 ? DRAIN_POLL_MS : 0);
       route[Symbol.dispose]();
       if (medium.running > 0) closeDevice(device, ESHUTDOWN);
-      await medium.idle();
+      await medium.close();
       await image.close();
     },
   };

@@ -5,6 +5,7 @@
  * @module
  */
 import pLimit from "p-limit";
+import { EngineError } from "../../../ffi/errors.ts";
 import {
   flushDevice,
   readDevice,
@@ -18,21 +19,27 @@ const limit = pLimit(8);
 
 /** A medium whose device may be let go once nothing runs any more. */
 export interface DeviceMedium extends Medium {
-  /** calls that have not ended */
+  /** calls that have begun and not ended */
   readonly running: number;
-  /** Waits for them. */
-  idle(): Promise<void>;
+  /** Begins no more of them, and waits for the rest. */
+  close(): Promise<void>;
 }
+
+const ESHUTDOWN = 108;
 
 /** Shows a device. */
 export function createMedium(device: Device): DeviceMedium {
   const running = new Set<Promise<void>>();
-  const call = (work: () => Promise<void>): Promise<void> => {
-    const made = limit(work);
+  let closed = false;
+  // One that other devices keep from beginning holds up no end.
+  const begin = (work: () => Promise<void>): Promise<void> => {
+    if (closed) throw new EngineError(ESHUTDOWN, "cannot use the disk");
+    const made = work();
     const ended = made.catch(() => {}).finally(() => running.delete(ended));
     running.add(ended);
     return made;
   };
+  const call = (work: () => Promise<void>) => limit(() => begin(work));
   const alone = pLimit(1);
   return {
     read: (into, at) => call(() => readDevice(device, into, at)),
@@ -42,8 +49,9 @@ export function createMedium(device: Device): DeviceMedium {
     get running() {
       return running.size;
     },
-    async idle() {
-      while (running.size > 0) await Promise.all(running);
+    async close() {
+      closed = true;
+      await Promise.all(running);
     },
   };
 }

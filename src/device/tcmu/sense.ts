@@ -5,11 +5,14 @@
  * @module
  */
 
+import { EngineError } from "../../../ffi/errors.ts";
+
 /** SAM status codes. */
 export const STATUS = {
   good: 0x00,
   checkCondition: 0x02,
   busy: 0x08,
+  taskSetFull: 0x28,
 } as const;
 
 /** Sense key << 16 | additional code << 8 | its qualifier. */
@@ -24,6 +27,7 @@ export const SENSE = {
   writeError: 0x030c00,
   internalFailure: 0x044400,
   miscompare: 0x0e1d00,
+  noSpace: 0x072707,
 } as const;
 
 /** The answer to a command: status, sense for CHECK CONDITION, data. */
@@ -47,6 +51,29 @@ export function senseData(code: number): Uint8Array<ArrayBuffer> {
 /** GOOD, with what the initiator asked for. */
 export function good(data?: Uint8Array<ArrayBuffer>): ScsiAnswer {
   return { status: STATUS.good, ...(data === undefined ? {} : { data }) };
+}
+
+/**
+ * What an error of the disk says, as for the commands that the library
+ * answers.
+ *
+ * @param otherwise the sense of an error that has none of its own
+ */
+export function failed(error: unknown, otherwise: number): ScsiAnswer {
+  switch (error instanceof EngineError ? error.code : "") {
+    case "ESHUTDOWN": // to be tried again
+      return { status: STATUS.busy };
+    case "ENOMEM":
+      return { status: STATUS.taskSetFull };
+    case "EROFS":
+      return refuse(SENSE.writeProtected);
+    case "ENOSPC":
+    case "EDQUOT":
+    case "EFBIG":
+      return refuse(SENSE.noSpace);
+    default:
+      return refuse(otherwise);
+  }
 }
 
 /** CHECK CONDITION. */
