@@ -157,6 +157,8 @@ build: $(EXE)
 # every import() of a literal together with main.js, needed or not; it cannot
 # tell what String() gives.  And node:module, which the bundler's helpers import
 # for the CommonJS packages, brings in all of node: only to find modules of it.
+# What openapi.ts exports keeps all of zod, 600 KB of messages in every language
+# included: in a bundle of its own it does not keep it for everybody.
 # It keeps the dates of its files, which are made the same for all.
 # With DENORT=real the base runtime is Deno's own; else it is the launcher,
 # which is then told the key of what was appended to it.
@@ -177,8 +179,11 @@ $(EXE): Makefile main.ts $(TS_SOURCES) deno.json deno.lock \
 	$(Q)rm -rf $(BUILD)/bundle
 	$(Q)$(DENO) check -q main.ts
 	$(Q)$(DENO) bundle -q --code-splitting --platform deno \
-		--outdir $(BUILD)/bundle main.ts
+		--external ./openapi.ts --outdir $(BUILD)/bundle main.ts
+	$(Q)$(DENO) bundle -q --platform deno --outdir $(BUILD)/bundle \
+		src/service/api/openapi.ts
 	$(Q)sed -i -e 's,import("\(\./[^"]*\)"),import(String("\1")),g' \
+		-e 's,"\./openapi\.ts",".\/openapi.js",' \
 		-e '/^import .*createRequire.* from "node:module";$$/d' \
 		-e 's/^\(var __require =\) .*createRequire(.*/\1 $(REQUIRE);/' \
 		$(BUILD)/bundle/*.js

@@ -16,6 +16,14 @@ function staticImports(name: string): string[] {
   ].map(([, from]) => from ?? "");
 }
 
+/** Every module below a directory. */
+function* sources(dir: string): Generator<string> {
+  for (const { name, isDirectory } of Deno.readDirSync(join(ROOT, dir))) {
+    if (isDirectory) yield* sources(join(dir, name));
+    else yield join(dir, name);
+  }
+}
+
 Deno.test("no command loads anything of node: when it starts", () => {
   const commands = readdirSync(join(ROOT, "src/cli"))
     .map((name) => `src/cli/${name}`);
@@ -78,7 +86,7 @@ function commandChunks(): Map<string, string> {
 }
 
 Deno.test({
-  name: "no chunk that a command starts with imports anything of node:" +
+  name: "no command starts with anything of node:, or with all of zod" +
     (EXECUTABLE === undefined ? " (needs OVERLAYBD_BIN)" : ""),
   ignore: EXECUTABLE === undefined,
   fn: () => {
@@ -88,6 +96,15 @@ Deno.test({
       const { chunks, node } = loadedWith("main.js", file);
       ok(chunks.length > 2, `${name}: ${chunks}`);
       equal(node, [], name);
+      ok(!chunks.includes("openapi.js"), name);
     }
   },
+});
+
+Deno.test("only openapi.ts imports what keeps all of zod", () => {
+  const whole = ["zod", "@hono/zod-openapi"];
+  const guilty = [...sources("src")].filter((name) =>
+    staticImports(name).some((from) => whole.includes(from))
+  );
+  equal(guilty, ["src/service/api/openapi.ts"]);
 });

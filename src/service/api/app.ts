@@ -4,8 +4,8 @@
  *
  * @module
  */
-import type { OpenAPIHono } from "@hono/zod-openapi";
-import { HTTPException } from "hono/http-exception";
+import type { OpenAPIHono } from "./openapi.ts";
+import { HTTPException } from "./openapi.ts";
 import { VERSION } from "../../format/version.ts";
 import { type ApiContext, createRoutes } from "./context.ts";
 import { cacheRoutes } from "./cache.ts";

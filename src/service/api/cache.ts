@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
+import { createRoute, type OpenAPIHono, z } from "./openapi.ts";
 import { cacheManager } from "../cache.ts";
 import { RequestError } from "../refusal.ts";
 import {

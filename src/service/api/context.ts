@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { OpenAPIHono, z } from "@hono/zod-openapi";
+import { OpenAPIHono, z } from "./openapi.ts";
 import { expectation, keyName } from "../../image/config.ts";
 import type { Devices } from "../devices.ts";
 import type { Reloaded } from "../reload.ts";

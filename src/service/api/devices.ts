@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
+import { createRoute, type OpenAPIHono, z } from "./openapi.ts";
 import { deviceStats } from "../../../ffi/device.ts";
 import { fullPath } from "../../layer/files.ts";
 import type { ServedImage } from "../service.ts";

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
+import { createRoute, type OpenAPIHono, z } from "./openapi.ts";
 import { localFile } from "../../image/lowers.ts";
 import { fullPath } from "../../layer/files.ts";
 import { withoutSecrets } from "../log.ts";

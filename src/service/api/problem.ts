@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { z } from "@hono/zod-openapi";
+import { z } from "./openapi.ts";
 import { EngineError } from "../../../ffi/errors.ts";
 import { FormatError } from "../../format/error.ts";
 import { ConfigError } from "../../image/config.ts";

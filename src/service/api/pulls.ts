@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
+import { createRoute, type OpenAPIHono, z } from "./openapi.ts";
 import type { Pull } from "../pulls.ts";
 import {
   type ApiContext,

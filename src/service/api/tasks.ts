@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
+import { createRoute, type OpenAPIHono, z } from "./openapi.ts";
 import { withoutSecrets } from "../log.ts";
 import { type ApiContext, createRoutes, json, otherwise } from "./context.ts";
 
