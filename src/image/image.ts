@@ -6,7 +6,12 @@
  * @module
  */
 import pLimit from "p-limit";
-import { closeDevice, flushDevice, newDevice } from "../../ffi/device.ts";
+import {
+  closeDevice,
+  endWaiting,
+  flushDevice,
+  newDevice,
+} from "../../ffi/device.ts";
 import type { Device } from "../../ffi/handle.ts";
 import type { IoEngine } from "../layer/engine.ts";
 import type { OpenLayer } from "../layer/open.ts";
@@ -25,6 +30,7 @@ import { buildView, type ShownView, trackView } from "./view.ts";
 export { ImageError, type OpenLower };
 
 const ESHUTDOWN = 108;
+const HURRY_MS = 100;
 
 /** The layers of an image, opened. */
 export interface OpenStack extends Disposable {
@@ -232,7 +238,9 @@ export async function openImage(
     { config, stack, view, alone },
     options,
   );
+  let ending = false;
   const close = async () => {
+    ending = true;
     await background.close();
     try {
       if (!readonly) await flushDevice(device);
@@ -243,7 +251,20 @@ export async function openImage(
       stack.close();
     }
   };
-  const closeOnce = () => closing ??= queue(close);
+  /** What has its turn before the end may wait for a source that is silent. */
+  const hurry = async () => {
+    while (!ending) {
+      endWaiting(device, ESHUTDOWN);
+      await new Promise((done) => setTimeout(done, HURRY_MS));
+    }
+  };
+  const closeOnce = () => {
+    if (closing !== undefined) return closing;
+    const busy = queue.activeCount + queue.pendingCount > 0;
+    closing = queue(close);
+    if (busy) hurry();
+    return closing;
+  };
   return {
     config,
     stack,

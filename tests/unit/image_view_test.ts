@@ -12,9 +12,15 @@ import {
 import { O, openFd } from "../../ffi/files.ts";
 import { newIndex } from "../../ffi/index.ts";
 import { newView } from "../../ffi/view.ts";
+import { parseImageConfig } from "../../src/image/config.ts";
+import { growImage } from "../../src/image/grow.ts";
+import { openImage } from "../../src/image/image.ts";
 import { trackView } from "../../src/image/view.ts";
 import { newSourceId } from "../../src/source/miss.ts";
 import { tempDir } from "../lib/env.ts";
+import { newUpper } from "../lib/product.ts";
+import { noise } from "../lib/random.ts";
+import { encodeFullLayer } from "../lib/spec_writer.ts";
 
 const SIZE = 65536;
 const ESHUTDOWN = 108;
@@ -67,4 +73,25 @@ Deno.test("a request that waits for long is seldom looked at", async () => {
   await failed;
   await shown.close();
   await retired.promise;
+});
+
+Deno.test("an image closes although its growth waits for a silent source", async () => {
+  using dir = tempDir();
+  const upper = await newUpper(dir.file("u"), { size: 13 * 512, sparse: true });
+  const lower = dir.file("lower");
+  Deno.writeFileSync(lower, encodeFullLayer(noise(1, SIZE)));
+  const image = await openImage(
+    parseImageConfig({ lowers: [{ file: lower }], upper }, "test"),
+  );
+  const { device } = image;
+  // What the end of the disk splits a block of is not here any more.
+  using absent = absentDisk(dir.file("blob"));
+  swapView(device, absent);
+  const failed = rejects(growImage(image, 30n * 512n), { code: "ESHUTDOWN" });
+  while (Number(deviceStats(device).parked) === 0) {
+    await new Promise((done) => setTimeout(done, 5));
+  }
+  await image.close();
+  await failed;
+  await rejects(growImage(image, 30n * 512n), /is being closed/);
 });

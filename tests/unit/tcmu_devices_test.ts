@@ -49,7 +49,7 @@ function createWorld() {
   const counts = { broken: 0 };
   const line = (text: string) => void lines.push(text);
   const routes = new Map<number, (command: ScsiCommand) => void>();
-  /** by path: what opening an image waits for; "close": what rings do */
+  /** by path: what opening an image waits for; "close", "grow": and these */
   const gates = new Map<string, Promise<void>>();
 
   const core = (name: string) =>
@@ -88,9 +88,9 @@ function createWorld() {
       },
       discardsReadZero: true,
       writeCache: true,
-      grow(size) {
+      async grow(size) {
+        await gates.get("grow");
         one.size = size;
-        return Promise.resolve();
       },
       writeResult(error) {
         one.results.push(error === undefined ? "success" : "failed");
@@ -568,6 +568,19 @@ Deno.test("a device that is removed while it is left is closed, then answered", 
   gate.resolve();
   await left;
   equal(await world.answered(1), ["removed 101 0"]);
+});
+
+Deno.test("a disk that waits for its source to grow is left all the same", async () => {
+  using world = createWorld();
+  const config = "overlaybd//a";
+  world.has(1, config);
+  world.add(1, config);
+  await world.answered(1);
+  world.gates.set("grow", new Promise(() => {}));
+  world.reconfig(1, config, { kind: "size", size: 2n * BigInt(SIZE) });
+  await world.devices.close(0);
+  equal(world.replies, [`reconfig 101 ${ERRNO.ENODEV}`]);
+  equal(one(world.shown).closed, true);
 });
 
 Deno.test("a device that is removed at the very end is answered before there is nobody", async () => {

@@ -242,7 +242,8 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
       }
       switch (change.kind) {
         case "size":
-          await disk.grow(change.size);
+          // Closing ends what it waits for.
+          await unlessEnded(ending.signal, disk.grow(change.size), () => {});
           log.info(`dev ${argumentText}: ${change.size} bytes`);
           return;
         case "writeCache":

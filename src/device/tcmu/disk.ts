@@ -41,6 +41,9 @@ const LIST_MAX_BYTES = 8 << 20;
 
 const DRAIN_POLL_MS = 20;
 
+/** Growing may wait for absent data, and whoever asked for it in the kernel. */
+const GROW_MS = 30_000;
+
 const CAPACITY_CHANGED = 0x2a09;
 const MODE_CHANGED = 0x2a01;
 const ESHUTDOWN = 108;
@@ -187,7 +190,12 @@ export async function serveDisk(
         );
       }
       if (size === image.size) return;
-      await image.grow(size);
+      const timer = setTimeout(() => endWaiting(device, ESHUTDOWN), GROW_MS);
+      try {
+        await image.grow(size);
+      } finally {
+        clearTimeout(timer);
+      }
       grown();
     },
     setWriteCache(on) {
