@@ -197,7 +197,8 @@ const MAX_CONFIG = 16 << 20;
 /** A name that a request gives may be of something without an end. */
 function refuseEndless(path: string): void {
   const info = fileInfo(path);
-  if (info?.isCharDevice === true || (info?.size ?? 0) > MAX_CONFIG) {
+  const endless = info?.isCharDevice === true || info?.isFifo === true;
+  if (endless || (info?.size ?? 0) > MAX_CONFIG) {
     throw new ConfigError(
       `cannot read image config ${path}: expected a file of at most ` +
         `${MAX_CONFIG} bytes`,

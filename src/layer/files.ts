@@ -72,6 +72,18 @@ export function fileInfo(path: string): Deno.FileInfo | undefined {
   return infoOf(Deno.statSync, path);
 }
 
+/**
+ * Refuses what may make whoever opens it wait for ever, and with that, on the
+ * JavaScript thread, every disk of the process.
+ *
+ * @throws {EngineError} ESPIPE
+ */
+export function refusePipe(path: string): void {
+  const ESPIPE = 29;
+  if (fileInfo(path)?.isFifo !== true) return;
+  throw new EngineError(ESPIPE, `cannot open ${path}, a pipe`);
+}
+
 /** lstat(2), the same. */
 export function linkInfo(path: string): Deno.FileInfo | undefined {
   return infoOf(Deno.lstatSync, path);

@@ -44,6 +44,7 @@ import {
   ZFLAG,
 } from "../format/zfile.ts";
 import { type IoEngine, useEngine } from "./engine.ts";
+import { refusePipe } from "./files.ts";
 
 /** Header and trailer of a ZFile, and the one that counts. */
 export interface ZfileBlocks {
@@ -242,6 +243,7 @@ function openPayload(
   raw: boolean,
   engine?: IoEngine,
 ): Payload {
+  refusePipe(path);
   const fd = openFd(path, O.RDONLY);
   try {
     const fileSize = sizeOfFd(fd);
@@ -482,6 +484,7 @@ export async function openRemoteLayer(file: RemoteFile): Promise<OpenLayer> {
 
 /** True when a file begins like a layer: LSMT, ZFile, or a tar around one. */
 export function looksLikeLayer(path: string): boolean {
+  refusePipe(path);
   const fd = openFd(path, O.RDONLY);
   try {
     const head = new Uint8Array(TAR_PROBE + ZFILE_BLOCK);

@@ -33,6 +33,7 @@ import {
   parseLsmtHeader,
   parseLsmtTrailer,
 } from "../format/lsmt.ts";
+import { refusePipe } from "./files.ts";
 import { describeBadIndex } from "./open.ts";
 
 /** Byte of a header at which the virtual size stands. */
@@ -209,6 +210,7 @@ function openIndex(
   options: UpperOptions,
   flags: number,
 ): { fd: number; header: LsmtBlock } {
+  refusePipe(options.index);
   const fd = openFd(options.index, flags);
   try {
     return { fd, header: parseIndexHeader(readBlock(fd, options.index)) };
@@ -272,6 +274,7 @@ async function open(
  */
 export async function openUpper(options: UpperOptions): Promise<OpenUpper> {
   const flags = options.readonly ? O.RDONLY : O.RDWR;
+  refusePipe(options.data);
   const dataFd = openFd(options.data, flags);
   const opened = { indexFd: -1 };
   try {

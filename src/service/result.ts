@@ -5,7 +5,7 @@
  * @module
  */
 import { whyOf } from "../../ffi/errors.ts";
-import { renamePath } from "../../ffi/files.ts";
+import { closeFd, O, openFd, renamePath, writeFd } from "../../ffi/files.ts";
 import { ImageError } from "../image/error.ts";
 import { fileInfo } from "../layer/files.ts";
 
@@ -36,6 +36,16 @@ export function resultText(error: unknown): string {
   return short(`failed:${text}`);
 }
 
+/** Into a device or a pipe, which nobody may be reading. */
+async function writeInto(path: string, text: string): Promise<void> {
+  const fd = openFd(path, O.WRONLY | O.NONBLOCK);
+  try {
+    await writeFd(fd, new TextEncoder().encode(text));
+  } finally {
+    closeFd(fd);
+  }
+}
+
 /**
  * Writes the outcome, whole or not at all.  A file that cannot be written is
  * logged; the image is served all the same.
@@ -52,10 +62,7 @@ export async function writeResult(
   const text = resultText(error);
   try {
     const existing = fileInfo(path);
-    if (existing?.isFile === false) {
-      await Deno.writeTextFile(path, text);
-      return;
-    }
+    if (existing?.isFile === false) return await writeInto(path, text);
     const temporary = `${path}.${Deno.pid}`;
     try {
       await Deno.writeTextFile(temporary, text);

@@ -187,6 +187,25 @@ Deno.test("a layer with a target is refused, never read without it", async () =>
   );
 });
 
+Deno.test("a pipe for a file is refused: whoever opens it may wait for ever", async () => {
+  using dir = tempDir();
+  const pipe = dir.file("pipe");
+  new Deno.Command("mkfifo", { args: [pipe] }).outputSync();
+  const files = await upper(dir, MiB);
+  for (
+    const value of [
+      { lowers: [{ file: pipe }] },
+      { upper: { ...files, data: pipe } },
+      { upper: { ...files, index: pipe } },
+    ]
+  ) {
+    for (const readonly of [false, true]) {
+      await rejects(openStack(config(value), { readonly }), /illegal seek/);
+    }
+  }
+  await rejects(readImageConfig(pipe), ConfigError);
+});
+
 Deno.test("a damaged lower is named with its place and its file", async () => {
   using dir = tempDir();
   const good = layer(dir, "good");

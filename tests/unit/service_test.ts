@@ -109,6 +109,22 @@ Deno.test("a result file that is a device is written in place", async () => {
   ok(statSync("/dev/null").isCharacterDevice());
 });
 
+Deno.test("a result file that is a pipe is written where somebody reads", async () => {
+  using dir = tempDir();
+  const path = dir.file("pipe");
+  new Deno.Command("mkfifo", { args: [path] }).outputSync();
+  const lines: string[] = [];
+  const log = (line: string) => void lines.push(line);
+  await writeResult(path, undefined, log);
+  equal(lines.length, 1);
+  match(lines[0] ?? "", /no such device or address/);
+  using pipe = Deno.openSync(path, { read: true, write: true });
+  await writeResult(path, undefined, log);
+  const got = new Uint8Array(16);
+  equal(pipe.readSync(got), "success".length);
+  equal(lines.length, 1);
+});
+
 Deno.test("the service config: defaults, others' keys, wrong types", async () => {
   using dir = tempDir();
   const path = dir.file("overlaybd.json");
