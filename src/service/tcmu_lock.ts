@@ -47,6 +47,22 @@ export function isHostLocked({ sys }: Pick<KernelPaths, "sys">): boolean {
   }
 }
 
+const INHERIT_MS = 200;
+
+/** Takes the lock when its holder is dead. */
+function inheritLock(fd: number): HostLock {
+  const timer = setInterval(() => {
+    if (flock(fd, LOCK.EX | LOCK.NB)) clearInterval(timer);
+  }, INHERIT_MS);
+  return {
+    inherited: true,
+    [Symbol.dispose]() {
+      clearInterval(timer);
+      closeFd(fd);
+    },
+  };
+}
+
 /**
  * Keeps a second daemon from taking the devices of the first.  The lock is on
  * the module's directory, which all containers of a host share.
@@ -65,14 +81,12 @@ export function lockHost({ sys }: Pick<KernelPaths, "sys">): HostLock {
       { cause },
     );
   }
-  const lock = (inherited: boolean): HostLock => ({
-    inherited,
-    [Symbol.dispose]: () => closeFd(fd),
-  });
-  if (flock(fd, LOCK.EX | LOCK.NB)) return lock(false);
+  if (flock(fd, LOCK.EX | LOCK.NB)) {
+    return { inherited: false, [Symbol.dispose]: () => closeFd(fd) };
+  }
   const pid = lockHolder(path);
   // One that dies may wait for what only the next daemon can end.
-  if (pid !== undefined && isDying(pid)) return lock(true);
+  if (pid !== undefined && isDying(pid)) return inheritLock(fd);
   closeFd(fd);
   throw new TcmuError(
     `another overlaybd-tcmu serves this host's devices${
