@@ -658,6 +658,9 @@ OBD_API int32_t obd_ring_close(struct obd_ring *ring, uint32_t grace_ms);
 #define OBD_RING_BAD_HEAD 1u     /* the kernel's head, bad_value */
 #define OBD_RING_BAD_ENTRY 2u    /* the entry at bad_at: its first word,
 				  * bad_value, has a length that cannot be */
+#define OBD_RING_BAD_TAIL 3u     /* our own tail was at bad_at, and somebody
+				  * has put it at bad_value: a ring that is
+				  * reset has old commands ahead */
 
 struct obd_ring_stats {          /* 72 bytes */
 	uint64_t commands;       /* 0: taken off the ring */

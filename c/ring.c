@@ -105,6 +105,16 @@ void ring_break(struct obd_ring *ring, uint32_t bad, uint32_t at,
 	ring->stats.bad_value = value;
 }
 
+bool ring_is_ours(struct obd_ring *ring)
+{
+	uint32_t tail = load32(ring->map + 64);
+
+	if (tail == ring->told)
+		return true;
+	ring_break(ring, OBD_RING_BAD_TAIL, ring->told, tail);
+	return false;
+}
+
 /* ---- life ------------------------------------------------------------- */
 
 static int check_mailbox(struct obd_ring *ring)
@@ -124,7 +134,7 @@ static int check_mailbox(struct obd_ring *ring)
 	ring->data_at = off + size;
 	ring->out_of_order = flags & FLAG_OOOC;
 	ring->tells_length = flags & FLAG_READ_LEN;
-	ring->tail = ring->done = load32(ring->map + 64);
+	ring->tail = ring->done = ring->told = load32(ring->map + 64);
 	return ring->done < size && ring->done % 8 == 0 ? 0 : -ERANGE;
 }
 

@@ -67,6 +67,7 @@ struct obd_ring {
 	uint64_t map_size;
 	uint32_t area_size, data_at;
 	uint32_t tail, done;         /* see above */
+	uint32_t told;               /* what the mailbox has as our tail */
 	bool out_of_order, tells_length;
 	bool broken;                 /* stats.bad says why */
 	bool starved;                /* no memory for the next command */
@@ -140,6 +141,8 @@ OBD_HIDDEN int ring_room_for(struct command *cmd, uint32_t count);
 OBD_HIDDEN uint64_t ring_copy(struct command *cmd, void *buf, uint64_t n,
 			      uint64_t at, bool out);
 
+/* False, and the ring is broken: somebody else has moved our tail. */
+OBD_HIDDEN bool ring_is_ours(struct obd_ring *ring);
 /* What is at `at` makes no sense: see overlaybd.h. */
 OBD_HIDDEN void ring_break(struct obd_ring *ring, uint32_t bad, uint32_t at,
 			   uint32_t value);

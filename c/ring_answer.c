@@ -14,6 +14,7 @@ static void store_tail(struct obd_ring *ring)
 {
 	__atomic_store_n((uint32_t *)(void *)(ring->map + 64), ring->done,
 			 __ATOMIC_RELEASE);
+	ring->told = ring->done;
 }
 
 static void write_answer(struct obd_ring *ring, struct command *cmd,
@@ -147,6 +148,8 @@ void ring_settle(struct obd_ring *ring)
 		ring->starved = false;
 		ring_take_all(ring);
 	}
+	if (ring->changed && !ring_is_ours(ring))
+		ring->changed = false;
 	if (ring->broken)
 		release_finished(ring);
 

@@ -234,7 +234,7 @@ void ring_take_all(struct obd_ring *ring)
 
 	while (!ring->broken && !ring->closed) {
 		head = load_head(ring);
-		if (head == ring->tail)
+		if (head == ring->tail || !ring_is_ours(ring))
 			return;
 		if (head >= ring->area_size || head % 8)
 			ring_break(ring, OBD_RING_BAD_HEAD, ring->tail, head);

@@ -205,6 +205,8 @@ function brokenText(
       return undefined;
     case 1n:
       return `its head is at ${value}, where no entry can begin`;
+    case 3n:
+      return `somebody has reset it: its tail was at ${at}, and is at ${value}`;
     default:
       return `the entry at ${at} begins with 0x${
         value.toString(16)

@@ -861,6 +861,66 @@ static void a_ring_that_makes_no_sense_ends(void)
 	broken_end();
 }
 
+/* reset_ring, by somebody else: what lies ahead was there before. */
+static void a_ring_that_was_reset_brings_no_old_commands(void)
+{
+	struct obd_ring_stats stats;
+	uint8_t buf[4096];
+	uint32_t n;
+
+	kernel_new(OOOC, disk(true), 0);
+	kernel_start(0);
+	memset(k.map + DATA_AT, 1, 4096);
+	CHECK_EQ(run(cdb16(0x8a, 0, 0, 8), 16, page, 1), SAM_GOOD);
+	/* A lap later the first write's entry stands where it stood. */
+	n = k.head;
+	pad(0, AREA_BYTES - n);
+	kick();
+	all_answered();
+	memset(k.map + DATA_AT, 2, 4096);
+	CHECK_EQ(run(cdb16(0x8a, 0, 0, 8), 16, page, 1), SAM_GOOD);
+	CHECK_EQ(k.head, n);
+	CHECK_EQ(obd_ring_stat(k.ring, &stats), 0);
+	memset(k.map + DATA_AT, 3, 4096);
+	put32(AREA_AT + n, 112 | 1);
+	memcpy(k.map + AREA_AT + n + 4, k.map + AREA_AT + 4, 108);
+	k.head = k.seen = 0;
+	put32(12, 0);
+	put32(64, 0);
+	kick();
+	broken_by(OBD_RING_BAD_TAIL, n, 0);
+	CHECK_EQ(get32(64), 0);
+	CHECK_EQ(obd_ring_stat(k.ring, &stats), 0);
+	CHECK_EQ(stats.commands, 2);
+	CHECK_EQ(obd_ring_close(k.ring, 100), 0);
+	CHECK_EQ(obd_device_read(k.dev, buf, 4096, 0), 0);
+	CHECK(all_bytes(buf, 2, 4096));
+	broken_end();
+}
+
+/* The answer of what ran meanwhile is nobody's. */
+static void a_ring_that_was_reset_is_answered_nothing(void)
+{
+	struct obd_scsi_command c[1];
+
+	kernel_new(OOOC, disk(true), 0);
+	kernel_start(0);
+	pad(0, 64);
+	kick();
+	all_answered();
+	put_command((struct sent){ 9, (uint8_t[6]){ 0x12 }, 6, NULL, 0, 0 });
+	kick();
+	CHECK_EQ(drained(c, 1), 1);
+	k.head = k.seen = 0;
+	put32(12, 0);
+	put32(64, 0);
+	CHECK_EQ(obd_ring_complete(k.ring, c[0].tag, 0, NULL, NULL, 0), 0);
+	broken_by(OBD_RING_BAD_TAIL, 64, 0);
+	CHECK_EQ(get32(64), 0);
+	CHECK_EQ(obd_ring_close(k.ring, 100), 0);
+	broken_end();
+}
+
 static void what_makes_no_sense_is_told(void)
 {
 	kernel_new(OOOC, disk(false), 0);
@@ -930,6 +990,8 @@ int main(void)
 	RUN(what_is_left_at_the_end_is_busy);
 	RUN(what_there_was_no_memory_for_is_left_at_the_end);
 	RUN(a_ring_that_makes_no_sense_ends);
+	RUN(a_ring_that_was_reset_brings_no_old_commands);
+	RUN(a_ring_that_was_reset_is_answered_nothing);
 	RUN(what_makes_no_sense_is_told);
 	RUN(a_mailbox_that_makes_no_sense_is_refused);
 	return check_done();
