@@ -11,13 +11,51 @@ export OVERLAYBD_CACHE_DIR=/run/overlaybd-unpacked
 CORE=/sys/kernel/config/target/core
 LOOPBACK=/sys/kernel/config/target/loopback
 exec 3>&1 >&2
+# Nobody writes to it: reading from it for a time is a sleep that costs no
+# process.
+exec {NAP}<> <(:)
+
+nap() { read -rt "$1" -u "$NAP" || :; }
+
+# ---- what takes too long -----------------------------------------------------
+WATCH=
+# watch NAME: should it not end in time, this guest says where it is, and ends
+watch() {
+	unwatch
+	(
+		nap $((SOAK ? 2400 : 240))
+		echo "not ended in time: $1"
+		sh /run/vm/stuck
+		_tails
+		kill -9 $$
+	) 3>&- &
+	WATCH=$!
+	disown
+}
+unwatch() { [ -z "$WATCH" ] || kill "$WATCH"; }
+trap unwatch EXIT
+watch "what is done before the checks"
+
+_tails() { tail -v -n 15 /tmp/overlaybd.log /tmp/daemon.out 2>/dev/null; }
+
+# lap: sets $lap, seconds and how much of them CPUs had work, since the last
+lap() {
+	local _ user nice system idle iowait irq softirq busy now=${EPOCHREALTIME/./}
+	read -r _ user nice system idle iowait irq softirq _ </proc/stat
+	busy=$((user + nice + system + irq + softirq))
+	printf -v lap '%d s (%d busy)' $(((now - ${_now:=$now}) / 1000000)) \
+		$(((busy - ${_busy:=$busy}) / 100))
+	_now=$now _busy=$busy
+}
 
 # check NAME COMMAND...: a shell of its own, that ends at the first failure.
 check() {
 	local name=$1 rc
 	shift
 	[[ -z ${ONLY:-} || $name =~ $ONLY ]] || return 0
+	lap
 	echo "-- $name"
+	watch "$name"
 	(
 		set -eE
 		shopt -s inherit_errexit
@@ -26,9 +64,12 @@ check() {
 	) &
 	wait $!
 	rc=$?
+	watch "what comes behind: $name"
+	lap
+	echo "# $lap: $name" >&3
 	if [ $rc -eq 0 ]; then echo "ok - $name" >&3; else
 		echo "not ok - $name" >&3
-		tail -v -n 15 /tmp/overlaybd.log /tmp/daemon.out 2>/dev/null
+		_tails
 	fi
 	echo "-- end"
 }
@@ -46,7 +87,7 @@ until_ok() {
 	shift
 	until "$@" 2>/dev/null; do
 		[ $SECONDS -lt $end ] || { echo "never: $*"; return 1; }
-		sleep 0.1
+		nap 0.1
 	done
 }
 
@@ -109,22 +150,27 @@ DAEMON=/run/daemon.pid
 
 replies_seen() { dmesg | grep -c 'tcmu daemon: command reply support 1' || :; }
 netlink_open() {
-	grep -qx unblocked /sys/module/target_core_user/parameters/block_netlink
+	local state
+	read -r state </sys/module/target_core_user/parameters/block_netlink
+	[ "$state" = unblocked ]
 }
 daemon_pid() { cat "$DAEMON"; }
 daemon_alive() { kill -0 "$(daemon_pid)"; }
 
 # launch_daemon: starts it, does not wait
 launch_daemon() {
-	overlaybd-tcmu </dev/null >>/tmp/daemon.out 2>&1 3>&- &
+	overlaybd-tcmu </dev/null >>/tmp/daemon.out 2>&1 3>&- {NAP}>&- &
 	echo $! >"$DAEMON"
 }
 _ready() { [ "$(replies_seen)" -gt "$1" ] && netlink_open; }
+# It says something as soon as its program has been loaded, which takes most of
+# the time: until then nobody looks into the kernel's log.
+_ready_now() { [ /tmp/overlaybd.log -nt $DAEMON ] && _ready "$1"; }
 start_daemon() {
 	local before
 	before=$(replies_seen)
 	launch_daemon
-	until_ok 120 _ready "$before" ||
+	until_ok 120 _ready_now "$before" ||
 		{ tail -20 /tmp/daemon.out /tmp/overlaybd.log; return 1; }
 }
 stop_daemon() {
@@ -140,7 +186,10 @@ kill_and_start() {
 	until_ok 60 gone "$pid"
 	start_daemon
 }
-gone() { ! kill -0 "$1" || [ "$(cut -d' ' -f3 "/proc/$1/stat")" = Z ]; }
+gone() {
+	local _ state
+	! kill -0 "$1" || ! read -r _ _ state _ <"/proc/$1/stat" || [ "$state" = Z ]
+}
 
 # weigh: descriptors, threads, MiB of the daemon
 weigh() {
@@ -192,7 +241,7 @@ writable_over() {
 
 # ---- configfs, as the snapshotter does it (spec/client.md, section 2) --------
 # wwn ID: naa.199 and the id, padded to 13 digits
-wwn() { printf 'naa.199%13s' "$1" | tr ' ' 0; }
+wwn() { printf 'naa.199%013d' "$1"; }
 
 # snapshotter_attach ID CONFIG: prints /dev/sdX
 snapshotter_attach() {
@@ -206,7 +255,7 @@ snapshotter_attach() {
 		! enable_says "$device" || break
 		[[ $said == *"temporarily unavailable"* && $i -lt 100 ]] ||
 			{ echo "enable: $said"; return 1; } >&2
-		sleep 0.05
+		nap 0.05
 	done
 	echo -n 2147483 >"$device/attrib/cmd_time_out"
 	mkdir -p "$port/lun/lun_0"
