@@ -17,6 +17,7 @@ import {
   replyEvent,
   type Ring,
   type ScsiCommand,
+  type TcmuEvent,
 } from "../../ffi/tcmu.ts";
 import { onWake } from "../../ffi/wake.ts";
 import type { Around } from "../device/tcmu/around.ts";
@@ -188,7 +189,15 @@ async function serveDevices(
   { signal, kernel, log }: Required<TcmuOptions> & { log: Logger },
 ): Promise<void> {
   using _netlink = await claimDevices(devices, kernel, log);
-  const handleAll = () => drainEvents().forEach(devices.handle);
+  // One that cannot be handled takes none with it: they would not come again.
+  const handle = (event: TcmuEvent) => {
+    try {
+      devices.handle(event);
+    } catch (error) {
+      log.error(`cannot handle ${event.name}: ${reason(error)}`);
+    }
+  };
+  const handleAll = () => drainEvents().forEach(handle);
   using _events = onWake("event", handleAll);
   const letGo = async () => {
     if (!await blockNetlink(kernel, log)) return;

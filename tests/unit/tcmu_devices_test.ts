@@ -3,6 +3,7 @@
 // and 10), with files for sysfs and configfs, and rings that only remember.
 import { deepStrictEqual as equal, match, ok } from "node:assert/strict";
 import { newDevice } from "../../ffi/device.ts";
+import { EngineError } from "../../ffi/errors.ts";
 import { newIndex } from "../../ffi/index.ts";
 import { newView } from "../../ffi/view.ts";
 import type { Ring, ScsiCommand, TcmuEvent } from "../../ffi/tcmu.ts";
@@ -46,7 +47,7 @@ function createWorld() {
   const shown: Shown[] = [];
   const replies: string[] = [];
   const lines: string[] = [];
-  const counts = { broken: 0 };
+  const counts = { broken: 0, unanswered: 0 };
   const line = (text: string) => void lines.push(text);
   const routes = new Map<number, (command: ScsiCommand) => void>();
   /** by path: what opening an image waits for; "close", "grow": and these */
@@ -163,6 +164,7 @@ function createWorld() {
       return { [Symbol.dispose]: () => routes.delete(id) };
     },
   }, ({ command, deviceId }, errno) => {
+    if (counts.unanswered-- > 0) throw new EngineError(12, "no memory");
     replies.push(`${command} ${deviceId} ${errno}`);
   });
 
@@ -184,13 +186,23 @@ function createWorld() {
     counts,
     gates,
     /** The kernel has this device. */
-    has(minor: number, config: string, { index }: { index?: number } = {}) {
+    has(
+      minor: number,
+      config: string,
+      { index, serial }: { index?: number; serial?: string } = {},
+    ) {
       put(
         `${kernel.sys}/class/uio/uio${minor}/name`,
         `${event(minor, config).name}\n`,
       );
       put(`${core(`vol${minor}`)}/action/block_dev`, "");
       put(`${core(`vol${minor}`)}/action/reset_ring`, "");
+      if (serial !== undefined) {
+        put(
+          `${core(`vol${minor}`)}/wwn/vpd_unit_serial`,
+          `T10 VPD Unit Serial Number: ${serial}\n`,
+        );
+      }
       if (index !== undefined) {
         put(
           `${core(`vol${minor}`)}/statistics/scsi_dev/indx`,
@@ -203,11 +215,15 @@ function createWorld() {
         recursive: true,
       });
     },
-    /** An action is another kind of file. */
-    instead(minor: number, name: string, make: (path: string) => void) {
-      const path = `${core(`vol${minor}`)}/action/${name}`;
-      Deno.removeSync(path);
-      make(path);
+    /** An attribute is another kind of file. */
+    instead(
+      minor: number,
+      name: string,
+      make: (path: string, old: string) => void,
+    ) {
+      const path = `${core(`vol${minor}`)}/${name}`;
+      Deno.renameSync(path, `${path}.old`);
+      make(path, `${path}.old`);
     },
     action: (minor: number, name: string) =>
       get(`${core(`vol${minor}`)}/action/${name}`),
@@ -313,6 +329,39 @@ Deno.test("a ring that cannot be had is told in the result file", async () => {
   const image = one(world.shown);
   equal([image.results, image.closed], [["failed"], true]);
   ok(world.lines.some((line) => /^handler open failed for uio99/.test(line)));
+});
+
+Deno.test("an answer that the kernel has no memory for is given again", async () => {
+  using world = createWorld();
+  world.counts.unanswered = 2;
+  world.add(0, "overlaybd//x");
+  equal(await world.answered(1), ["added 100 0"]);
+  equal(
+    world.lines.filter((line) => line.startsWith("cannot answer")).length,
+    2,
+  );
+});
+
+Deno.test("a disk keeps its serial while nobody can say what it is", async () => {
+  using world = createWorld();
+  world.has(1, "overlaybd//a", { serial: "s1" });
+  world.add(1, "overlaybd//a");
+  await world.answered(1);
+  const serial = async () =>
+    String.fromCharCode(
+      ...(await one(world.shown).send(0x12, 1, 0x80, 0, 255, 0)).data.slice(4),
+    );
+  equal(await serial(), "s1\0");
+  world.instead(1, "wwn/vpd_unit_serial", (path) => {
+    new Deno.Command("mkfifo", { args: [path] }).outputSync();
+  });
+  equal(await serial(), "s1\0");
+  // Whoever reads it waits until somebody writes.
+  world.instead(
+    1,
+    "wwn/vpd_unit_serial",
+    (_, old) => Deno.writeTextFileSync(old, "", { create: false }),
+  );
 });
 
 Deno.test("a slow image holds up its own device alone", async () => {
@@ -479,7 +528,7 @@ Deno.test("a device that is being made while the daemon starts is not left by an
   // As the kernel says it of a device that is not enabled: EINVAL.
   world.instead(
     1,
-    "block_dev",
+    "action/block_dev",
     (path) => Deno.symlinkSync("/proc/self/timens_offsets", path),
   );
   await world.devices.claim();
@@ -494,7 +543,7 @@ Deno.test("a ring that is not reset yet is not served", async () => {
   using world = createWorld();
   world.has(1, "overlaybd//a");
   // Whoever writes to it waits until somebody reads.
-  world.instead(1, "reset_ring", (path) => {
+  world.instead(1, "action/reset_ring", (path) => {
     new Deno.Command("mkfifo", { args: [path] }).outputSync();
   });
   await world.devices.claim();

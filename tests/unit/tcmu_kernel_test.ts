@@ -102,7 +102,7 @@ Deno.test("a serial is the written one, or one of its own for each device", asyn
     equal(coreDevice(kernel, name), `${dir}/${core}`);
     equal(await configuredSerial(kernel, name), "abc 1");
     equal(await deviceIndex(kernel, name), 7);
-    equal(await configuredSerial(kernel, { ...name, hba: "2" }), "");
+    equal(await configuredSerial(kernel, { ...name, hba: "2" }), undefined);
     equal(await deviceIndex(kernel, { ...name, hba: "2" }), undefined);
   });
   for (const text of ["", "\n", "T10 VPD", "T10 VPD Unit Serial Number: \n"]) {

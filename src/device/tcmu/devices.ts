@@ -72,6 +72,10 @@ function isOurs({ config }: TcmuName): boolean {
   return config === "" || parseDeviceConfig(config) !== undefined;
 }
 
+/** The kernel may have no memory for an answer. */
+const REPLY_TRIES = 50;
+const REPLY_AGAIN_MS = 100;
+
 /** Makes an empty set. */
 export function createDevices(around: Around, reply: Reply): TcmuDevices {
   const { kernel, log } = around;
@@ -82,12 +86,15 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
   /** those whose ring is being begun anew */
   const mending = new Set<Entry>();
 
-  const answer = (event: TcmuEvent, errno: number) => {
+  /** Whoever waits for it can do nothing else: so often, should it fail. */
+  const answer = (event: TcmuEvent, errno: number, tries = REPLY_TRIES) => {
     if (!event.wantsReply) return;
     try {
       reply(event, errno);
     } catch (error) {
       log.error(`cannot answer the kernel: ${reason(error)}`);
+      if (tries === 1) return;
+      setTimeout(() => answer(event, errno, tries - 1), REPLY_AGAIN_MS);
     }
   };
 

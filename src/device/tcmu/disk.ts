@@ -76,7 +76,9 @@ async function describe(
   return {
     disk,
     async readSerial() {
-      disk.serial = await configuredSerial(kernel, uio) || derived;
+      const given = await configuredSerial(kernel, uio);
+      // A disk that has another serial is another disk.
+      if (given !== undefined) disk.serial = given || derived;
     },
   };
 }

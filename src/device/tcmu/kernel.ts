@@ -130,10 +130,10 @@ export async function within<T>(
 
 const READ_PATIENCE_MS = 1000;
 
-/** Reads an attribute; "" where there is none, or it takes too long. */
-function readAttribute(path: string): Promise<string> {
-  const text = limit(() => Deno.readTextFile(path).catch(() => ""));
-  return within(READ_PATIENCE_MS, text, "");
+/** Reads an attribute; undefined: there is none, or it takes too long. */
+function readAttribute(path: string): Promise<string | undefined> {
+  const text = limit(() => Deno.readTextFile(path).catch(() => undefined));
+  return within(READ_PATIENCE_MS, text, undefined);
 }
 
 /** Writes a parameter of the module; false: it has none of that name. */
@@ -222,17 +222,21 @@ export async function deviceIndex(
   const text = await readAttribute(
     `${coreDevice(kernel, device)}/statistics/scsi_dev/indx`,
   );
-  return /^\d+\s*$/.test(text) ? Number(text) : undefined;
+  return /^\d+\s*$/.test(text ?? "") ? Number(text) : undefined;
 }
 
-/** The serial that was written for a device, empty where none was. */
+/**
+ * The serial that was written for a device, empty where none was; undefined:
+ * it cannot be told now.
+ */
 export async function configuredSerial(
   kernel: KernelPaths,
   device: TcmuName,
-): Promise<string> {
+): Promise<string | undefined> {
   const text = await readAttribute(
     `${coreDevice(kernel, device)}/wwn/vpd_unit_serial`,
   );
+  if (text === undefined) return undefined;
   const [, serial = ""] = /^T10 VPD Unit Serial Number: ?([^\n]*)/.exec(text) ??
     [];
   return serial.trim();
