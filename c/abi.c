@@ -98,8 +98,3 @@ AT(obd_zfile_result, size, 24);
 AT(obd_zfile_result, index_crc, 32);
 
 SIZE(obd_record, 16);
-
-int32_t obd_abi(void)
-{
-	return OBD_ABI;
-}

@@ -239,10 +239,10 @@ void obd_crc_choose(enum obd_cpu level, obd_isal_crc *isal)
 static void choose_first(void)
 {
 	if (atomic_load(&running) == crc_first)
-		obd_crc_choose(obd_cpu_level(), NULL);
+		obd_crc_choose(obd_cpu_level(), obd_isal_load());
 }
 
-/* For whoever does not start the engine. */
+/* Whoever needs no crc does not wait for ISA-L and the tables. */
 static uint32_t crc_first(uint32_t crc, const uint8_t *p, uint64_t n)
 {
 	pthread_once(&first_once, choose_first);

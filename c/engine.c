@@ -85,22 +85,24 @@ enum obd_cpu obd_cpu_level(void)
 	return (enum obd_cpu)level;
 }
 
-/* The library stays loaded: its code may run until the process ends. */
-static obd_isal_crc *load_isal(const char *path)
-{
-	void *lib;
+static pthread_mutex_t init_lock = PTHREAD_MUTEX_INITIALIZER;
+static bool initialised;
+static char *isal;	/* its path; init_lock guards it */
+static char description[64];
 
-	if (!path || level_cap() != OBD_CPU_ISAL)
-		return NULL;
-	lib = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+/* The library stays loaded: its code may run until the process ends. */
+obd_isal_crc *obd_isal_load(void)
+{
+	void *lib = NULL;
+
+	pthread_mutex_lock(&init_lock);
+	if (isal && level_cap() == OBD_CPU_ISAL)
+		lib = dlopen(isal, RTLD_NOW | RTLD_LOCAL);
+	pthread_mutex_unlock(&init_lock);
 	if (!lib)
 		return NULL;
 	return (obd_isal_crc *)(uintptr_t)dlsym(lib, "crc32_iscsi");
 }
-
-static pthread_mutex_t init_lock = PTHREAD_MUTEX_INITIALIZER;
-static bool initialised;
-static char description[64];
 
 static void describe(void)
 {
@@ -111,13 +113,14 @@ static void describe(void)
 		 level < OBD_CPU_AVX2 ? "scalar" : level_names[level]);
 }
 
-int32_t obd_engine_init(const char *isal_path)
+int32_t obd_engine_init(int32_t abi, const char *isal_path)
 {
+	if (abi != OBD_ABI)
+		return -EPROTO;
 	pthread_mutex_lock(&init_lock);
 	if (!initialised) {
-		obd_crc_choose(obd_cpu_level(), load_isal(isal_path));
+		isal = isal_path ? strdup(isal_path) : NULL;
 		obd_io_init_from_env();
-		describe();
 		initialised = true;
 	}
 	pthread_mutex_unlock(&init_lock);
@@ -135,9 +138,8 @@ int32_t obd_engine_stop(void)
 
 const char *obd_engine_describe(void)
 {
-	pthread_mutex_lock(&init_lock);
-	if (!description[0])
-		describe();
-	pthread_mutex_unlock(&init_lock);
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&once, describe);
 	return description;
 }

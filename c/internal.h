@@ -119,6 +119,10 @@ enum obd_cpu { OBD_CPU_SCALAR, OBD_CPU_SSE42, OBD_CPU_AVX2, OBD_CPU_AVX512,
 /* The best level that the machine has and OVERLAYBD_CPU allows. Valid also
  * before obd_engine_init(). */
 OBD_HIDDEN enum obd_cpu obd_cpu_level(void);
+/* ISA-L's crc32c, loaded when it is first asked for; NULL: not to be had. */
+typedef unsigned int obd_isal_crc(unsigned char *buf, int n,
+				  unsigned int start);
+OBD_HIDDEN obd_isal_crc *obd_isal_load(void);
 
 /* ---- io.c: internal forms ------------------------------------------ */
 /* One attempt without blocking (RWF_NOWAIT): bytes read, which may be
@@ -150,10 +154,8 @@ OBD_HIDDEN int obd_unix_address(const char *text, struct sockaddr_un *out);
 OBD_HIDDEN void obd_wake(void);
 
 /* ---- crc32c.c ------------------------------------------------------- */
-typedef unsigned int obd_isal_crc(unsigned char *buf, int n,
-				  unsigned int start);
 /* Chooses the code path: the best one up to level, or ISA-L's when isal is
- * not NULL.  The engine does so once; tests as often as they like. */
+ * not NULL.  The first crc does so; tests as often as they like. */
 OBD_HIDDEN void obd_crc_choose(enum obd_cpu level, obd_isal_crc *isal);
 /* "table", "sse42", "pclmul", "arm" or "isal". */
 OBD_HIDDEN const char *obd_crc_name(void);

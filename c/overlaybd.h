@@ -53,15 +53,13 @@ struct obd_buffer;   /* bytes on their way into a cache's file */
 
 /* ---- engine -------------------------------------------------------- */
 
-/* Returns OBD_ABI of the loaded library. */
-OBD_API int32_t obd_abi(void);
-
-/* Prepares the library: picks CPU code paths and loads ISA-L from
- * isal_path when that is not NULL and the file loads (its absence is no
- * error: the SSE4.2 code serves).  The environment variable OVERLAYBD_CPU
- * (scalar, sse42, avx2, avx512, isal) caps the choice, for tests.
+/* Prepares the library.  -EPROTO: its OBD_ABI is not abi.  The first crc
+ * loads ISA-L from isal_path when that is not NULL and the file loads (its
+ * absence is no error: the SSE4.2 code serves).  The environment variable
+ * OVERLAYBD_CPU (scalar, sse42, avx2, avx512, isal) caps the choice of CPU
+ * code paths, for tests.
  * Idempotent: a second call changes nothing.  Threads start on first use. */
-OBD_API int32_t obd_engine_init(const char *isal_path);
+OBD_API int32_t obd_engine_init(int32_t abi, const char *isal_path);
 
 /* Stops the plane's threads after every device and server is closed.
  * -EBUSY while one is open. */

@@ -10,6 +10,8 @@ import { symbols } from "./symbols.ts";
 /** What `c/overlaybd.h` calls OBD_ABI. */
 const ABI = 1;
 
+const EPROTO = 71;
+
 // node:fs and node:path take longer to load than all of this program.
 function exists(path: string): boolean {
   try {
@@ -21,19 +23,11 @@ function exists(path: string): boolean {
 }
 
 /** Above the bundle in the one executable, under build/ in a source tree. */
-function libraryPath(): string {
+function libraryPaths(): string[] {
   const named = Deno.env.get("OVERLAYBD_LIB");
-  if (named !== undefined && named !== "") return named;
+  if (named !== undefined && named !== "") return [named];
   const here = import.meta.dirname ?? ".";
-  const tried = [
-    `${here}/../liboverlaybd.so`,
-    `${here}/../build/liboverlaybd.so`,
-  ];
-  for (const path of tried) if (exists(path)) return path;
-  throw new Error(
-    `cannot find liboverlaybd.so: not at ${tried.join(", ")}: ` +
-      "run `make lib`, or set OVERLAYBD_LIB",
-  );
+  return [`${here}/../liboverlaybd.so`, `${here}/../build/liboverlaybd.so`];
 }
 
 /** A C string: UTF-8 and a NUL.  Refuses text with a NUL inside. */
@@ -47,10 +41,10 @@ export function cstring(text: string): Uint8Array<ArrayBuffer> {
 /** The functions of `c/overlaybd.h`, by name. */
 type Calls = Deno.DynamicLibrary<typeof symbols>["symbols"];
 
-/** What every program calls: cheaper to look up together. */
-const ALWAYS: readonly (keyof Calls)[] = [
-  "obd_abi",
-  "obd_engine_init",
+type Name = keyof Calls;
+
+/** What making a file takes: cheaper to look up together. */
+const FILE_CALLS: readonly Name[] = [
   "obd_io_open",
   "obd_io_close",
   "obd_io_pwrite",
@@ -58,13 +52,16 @@ const ALWAYS: readonly (keyof Calls)[] = [
   "obd_io_link",
 ];
 
+function isName(name: PropertyKey): name is Name {
+  return Object.hasOwn(symbols, name);
+}
+
 /**
- * The library's functions, most of them looked up when they are first used:
- * preparing all of them takes as long as Deno takes to start.
+ * The library's functions, each looked up when it is first used: Deno compiles
+ * a way into each of them, and for all takes as long as it takes to start.
  */
 function lazyCalls(path: string): Calls {
-  const calls = {};
-  const lookUp = (names: readonly (keyof Calls)[]) => {
+  const lookUp = (names: readonly Name[]) => {
     const wanted: Deno.ForeignLibraryInterface = Object.fromEntries(
       names.map((name) => [name, symbols[name]]),
     );
@@ -73,28 +70,42 @@ function lazyCalls(path: string): Calls {
       Object.defineProperty(calls, name, { value: found[name] });
     }
   };
-  for (const name of Object.keys(symbols) as (keyof Calls)[]) {
-    const get = () => {
-      lookUp([name]);
+  // It is asked for what `calls` itself does not have yet.
+  const rest = new Proxy({}, {
+    get: (_, name) => {
+      if (!isName(name)) return undefined;
+      lookUp(FILE_CALLS.includes(name) ? FILE_CALLS : [name]);
       return Reflect.get(calls, name);
-    };
-    Object.defineProperty(calls, name, { get, configurable: true });
+    },
+  });
+  const calls: Calls = Object.create(rest);
+  return calls;
+}
+
+function start(path: string): Calls {
+  const calls = lazyCalls(path);
+  const isal = path.replace(/[^/]*$/, "libisal.so.2");
+  const rc = calls.obd_engine_init(ABI, cstring(isal));
+  if (rc === -EPROTO) {
+    throw new Error(`cannot use ${path}: its ABI is not ${ABI}`);
   }
-  lookUp(ALWAYS);
-  return calls as Calls;
+  if (rc < 0) throw new EngineError(-rc, `cannot start the engine of ${path}`);
+  return calls;
 }
 
 function open(): Calls {
-  const path = libraryPath();
-  const calls = lazyCalls(path);
-  const abi = calls.obd_abi();
-  if (abi !== ABI) {
-    throw new Error(`cannot use ${path}: its ABI is ${abi}, not ${ABI}`);
+  const paths = libraryPaths();
+  for (const path of paths) {
+    try {
+      return start(path);
+    } catch (error) {
+      if (exists(path)) throw error;
+    }
   }
-  const isal = path.replace(/[^/]*$/, "libisal.so.2");
-  const rc = calls.obd_engine_init(exists(isal) ? cstring(isal) : null);
-  if (rc < 0) throw new EngineError(-rc, `cannot start the engine of ${path}`);
-  return calls;
+  throw new Error(
+    `cannot find liboverlaybd.so: not at ${paths.join(", ")}: ` +
+      "run `make lib`, or set OVERLAYBD_LIB",
+  );
 }
 
 /** The library's functions, opened when this module is first imported. */

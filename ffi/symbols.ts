@@ -9,12 +9,9 @@
  * with a NUL.
  */
 export const symbols = {
-  obd_abi: {
-    parameters: [],
-    result: "i32",
-  },
   obd_engine_init: {
     parameters: [
+      "i32", // int32_t abi
       "buffer", // const char *isal_path
     ],
     result: "i32",

@@ -49,7 +49,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 
 	(void)argc;
 	(void)argv;
-	if (obd_engine_init(NULL) || obd_index_new(NULL, 0, &index) ||
+	if (obd_engine_init(OBD_ABI, NULL) ||
+	    obd_index_new(NULL, 0, &index) ||
 	    obd_view_new(index, NULL, 0, DISK, &view) ||
 	    obd_upper_open(OBD_UPPER_LOG, memory_file(), memory_file(), DISK,
 			   &report, &upper) ||

@@ -71,7 +71,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	(void)argc;
 	(void)argv;
 	memory = memory_file(MAP_BYTES);
-	if (obd_engine_init(NULL) || obd_index_new(NULL, 0, &index) ||
+	if (obd_engine_init(OBD_ABI, NULL) ||
+	    obd_index_new(NULL, 0, &index) ||
 	    obd_view_new(index, NULL, 0, DISK, &view) ||
 	    obd_upper_open(OBD_UPPER_LOG, memory_file(4096),
 			   memory_file(4096), DISK, &report, &upper))

@@ -755,7 +755,7 @@ static void nothing_is_left_open(void)
 
 int main(void)
 {
-	if (obd_engine_init(NULL))
+	if (obd_engine_init(OBD_ABI, NULL))
 		return 1;
 	RUN(unknown_client_flags_end_the_connection);
 	RUN(options_are_answered_one_by_one);
