@@ -22,7 +22,6 @@ import {
   listDevices,
 } from "../device/tcmu/inventory.ts";
 import { coreDevice } from "../device/tcmu/kernel.ts";
-import { readImageConfig } from "../image/config.ts";
 import { directoryOf, fileInfo, fullPath } from "../layer/files.ts";
 import { isHostLocked } from "./tcmu_lock.ts";
 
@@ -146,6 +145,7 @@ export async function attach(
   { config, id: wanted, signal, log }: AttachOptions,
 ): Promise<Attached> {
   const { path, devId } = parseImage(config);
+  const { readImageConfig } = await import("../image/config.ts");
   const { resultFile } = await readImageConfig(path);
   const result = resultFile === ""
     ? ""

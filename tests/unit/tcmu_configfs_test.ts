@@ -235,6 +235,17 @@ Deno.test("devices are listed with disk, size, state, and where they are mounted
   }]);
 });
 
+Deno.test("devices are listed by id, numbers in it by size", async () => {
+  const kernel = fakeKernel();
+  for (const name of ["vol10", "vol9", "b", "Vol9"]) {
+    const dir = `${CORE}/user_1/${name}`;
+    await kernel.tree.makeDir(dir);
+    await kernel.tree.write(`${dir}/control`, `dev_config=overlaybd//${name}`);
+  }
+  const found = await listDevices(kernel);
+  deepEqual(found.map(({ name }) => name), ["Vol9", "b", "vol9", "vol10"]);
+});
+
 Deno.test("detach removes link, LUN, port, target and device in this order", async () => {
   const kernel = fakeKernel();
   await attachDisk(kernel, WANTED, QUIET);

@@ -173,6 +173,11 @@ async function look(
   };
 }
 
+/** `disk10` behind `disk9`.  What Intl has for it takes 8 ms to load. */
+function sortKey(id: string): string {
+  return id.replace(/\d+/g, (digits) => digits.padStart(20, "0"));
+}
+
 /** Every device that is an overlaybd image's, by id. */
 export async function listDevices(place: Place): Promise<FoundDevice[]> {
   const { paths, tree } = place;
@@ -187,8 +192,7 @@ export async function listDevices(place: Place): Promise<FoundDevice[]> {
       if (device !== undefined) found.push(device);
     }
   }
-  const byId = new Intl.Collator("en", { numeric: true }).compare;
-  return found.sort((a, b) => byId(a.id, b.id));
+  return found.sort((a, b) => sortKey(a.id) < sortKey(b.id) ? -1 : 1);
 }
 
 /** Longer than opening takes when it waits for no read of the disk. */
