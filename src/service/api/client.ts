@@ -5,6 +5,9 @@
  * @module
  */
 
+import type { Bytes } from "../../../ffi/handle.ts";
+import { withErrno } from "../../layer/files.ts";
+
 /** Where the service is, and what it wants to see. */
 export interface ApiTarget {
   /** path of a unix socket, or HOST:PORT */
@@ -40,22 +43,31 @@ interface RawAnswer {
   text: string;
 }
 
-function connectText(error: Error, address: string): string {
-  const code = "code" in error ? error.code : undefined;
+function refusal(error: unknown, address: string): ApiError {
+  const cause = error instanceof Error ? error : new Error(String(error));
+  const code = "code" in cause ? cause.code : undefined;
   const why = code === "ENOENT" || code === "ECONNREFUSED"
     ? "no service listens there: `overlaybd serve`, or apiConfig.enable"
     : code === "EACCES"
     ? "permission denied: it is its owner's alone"
-    : error.message;
-  return `cannot reach the API at ${address}: ${why}`;
+    : cause.message;
+  return new ApiError(`cannot reach the API at ${address}: ${why}`, { cause });
 }
 
-/** The host and port, or the socket, of an address. */
-function placeOf(address: string): Record<string, string> {
+/** Whatever answered is no service of ours. */
+function foreign(address: string, what: string, cause?: unknown): ApiError {
+  return new ApiError(
+    `cannot use what ${address} answers${what}: it is no API of overlaybd`,
+    { cause },
+  );
+}
+
+/** The host and port of an address; undefined: it is a socket's path. */
+function hostOf(address: string): { host: string; port: string } | undefined {
   const [, host, port] = /^(.*):(\d+)$/.exec(address) ?? [];
-  return host === undefined || port === undefined || address.includes("/")
-    ? { socketPath: address }
-    : { host: host.replace(/^\[|\]$/g, "") || "127.0.0.1", port };
+  if (host === undefined || port === undefined) return undefined;
+  if (address.includes("/")) return undefined;
+  return { host: host.replace(/^\[|\]$/g, "") || "127.0.0.1", port };
 }
 
 /** A unix socket that too many wait at: not for long. */
@@ -84,29 +96,103 @@ async function sendOnce(
   path: string,
   body: string | undefined,
 ): Promise<RawAnswer> {
-  const { address, secure, token, ca, cert, key } = target;
-  const { request } = secure
-    ? await import("node:https")
-    : await import("node:http");
+  const { token } = target;
   const encoded = new TextEncoder().encode(body ?? "");
+  const headers = {
+    ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
+    ...(body === undefined ? {} : {
+      "content-type": "application/json",
+      "content-length": String(encoded.length),
+    }),
+  };
+  const request = { method, path, headers, body: encoded };
+  return target.secure
+    ? await exchangeSecurely(target, request)
+    : await exchange(target.address, request);
+}
+
+interface RawRequest {
+  method: string;
+  path: string;
+  headers: Record<string, string>;
+  body: Bytes;
+}
+
+async function connect(address: string): Promise<Deno.Conn> {
+  const at = hostOf(address);
+  return at === undefined
+    ? await Deno.connect({ transport: "unix", path: address })
+    : await Deno.connect({ hostname: at.host, port: Number(at.port) });
+}
+
+async function writeAll(to: Deno.Conn, bytes: Bytes): Promise<void> {
+  for (let at = 0; at < bytes.length;) {
+    at += await to.write(bytes.subarray(at));
+  }
+}
+
+/** All that a connection brings until it ends. */
+async function readAll(from: Deno.Conn): Promise<string> {
+  const decoder = new TextDecoder();
+  const part = new Uint8Array(1 << 16);
+  let text = "";
+  for (;;) {
+    const n = await from.read(part);
+    if (n === null) return text + decoder.decode();
+    text += decoder.decode(part.subarray(0, n), { stream: true });
+  }
+}
+
+/**
+ * One request by HTTP/1.0: the answer is in one piece, and ends with the
+ * connection.  To load node:http takes twice as long as all else of a command.
+ */
+async function exchange(
+  address: string,
+  { method, path, headers, body }: RawRequest,
+): Promise<RawAnswer> {
+  const host = hostOf(address) === undefined
+    ? "localhost"
+    : address.replace(/^:/, "127.0.0.1:");
+  const lines = Object.entries({ host, ...headers })
+    .map(([name, value]) => `${name}: ${value}\r\n`);
+  const head = `${method} ${path} HTTP/1.0\r\n${lines.join("")}\r\n`;
+  let answer: string;
+  try {
+    using connection = await connect(address);
+    await writeAll(connection, new TextEncoder().encode(head));
+    await writeAll(connection, body);
+    answer = await readAll(connection);
+  } catch (error) {
+    throw refusal(withErrno(error, "the connection failed"), address);
+  }
+  const [, status, fields = "", text = ""] =
+    /^HTTP\/1\.[01] (\d{3})([^]*?)\r\n\r\n([^]*)$/.exec(answer) ?? [];
+  if (status === undefined) throw foreign(address, "");
+  const [, length] = /\r\ncontent-length: *(\d+)/i.exec(fields) ?? [];
+  const bytes = new TextEncoder().encode(text).length;
+  if (length !== undefined && Number(length) !== bytes) {
+    throw refusal("its answer is cut off", address);
+  }
+  return { status: Number(status), text };
+}
+
+async function exchangeSecurely(
+  { address, ca, cert, key }: ApiTarget,
+  { method, path, headers, body }: RawRequest,
+): Promise<RawAnswer> {
+  const { request } = await import("node:https");
   const options = {
-    ...placeOf(address),
+    ...hostOf(address) ?? { socketPath: address },
     method,
     path,
-    headers: {
-      ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
-      ...(body === undefined ? {} : {
-        "content-type": "application/json",
-        "content-length": String(encoded.length),
-      }),
-    },
+    headers,
     ...(ca === undefined ? {} : { ca }),
     ...(cert === undefined ? {} : { cert }),
     ...(key === undefined ? {} : { key }),
   };
   return await new Promise((done, fail) => {
-    const refuse = (error: Error) =>
-      fail(new ApiError(connectText(error, address), { cause: error }));
+    const refuse = (error: Error) => fail(refusal(error, address));
     const sent = request(options, (answer) => {
       const decoder = new TextDecoder();
       let text = "";
@@ -117,7 +203,7 @@ async function sendOnce(
       answer.on("end", () => done({ status: answer.statusCode ?? 0, text }));
     });
     sent.on("error", refuse);
-    sent.end(body === undefined ? undefined : encoded);
+    sent.end(body);
   });
 }
 
@@ -142,11 +228,7 @@ export async function askApi(
   try {
     value = JSON.parse(answer.text);
   } catch (cause) {
-    throw new ApiError(
-      `cannot use what ${target.address} answers (${answer.status}): ` +
-        "it is no API of overlaybd",
-      { cause },
-    );
+    throw foreign(target.address, ` (${answer.status})`, cause);
   }
   if (answer.status < 400) return value;
   const member = (name: string) =>
