@@ -121,16 +121,26 @@ function measureRings(service: Service, rings: Rings): MeasuredRing[] {
   });
 }
 
-/** Stops new events, and ends those that wait for a former daemon. */
-async function blockNetlink(
+/**
+ * Ends those who wait for an answer that nobody gives any more; no new ones
+ * come while `work` runs.
+ */
+async function whileBlocked<T>(
   kernel: KernelPaths,
   log: Logger,
-): Promise<boolean> {
+  work: () => T | Promise<T>,
+): Promise<T> {
   log.info("blocking netlink");
-  if (!await setModule(kernel, "block_netlink", true)) return false;
-  log.info("resetting netlink");
-  await setModule(kernel, "reset_netlink", true);
-  return true;
+  const blocked = await setModule(kernel, "block_netlink", true);
+  try {
+    if (blocked) {
+      log.info("resetting netlink");
+      await setModule(kernel, "reset_netlink", true);
+    }
+    return await work();
+  } finally {
+    if (blocked) await setModule(kernel, "block_netlink", false);
+  }
 }
 
 /** Waits for the signal; what is registered keeps the process alive. */
@@ -164,20 +174,17 @@ function raiseLimits(log: Logger): void {
  * Takes over what a former daemon left.  Netlink is open to new devices as
  * soon as those are known and held back, or this fails.
  */
-async function claimDevices(
+function claimDevices(
   devices: TcmuDevices,
   kernel: KernelPaths,
   log: Logger,
 ): Promise<Disposable> {
-  const blocked = await blockNetlink(kernel, log);
-  log.info(`current version: overlaybd/${VERSION}`);
-  try {
+  return whileBlocked(kernel, log, async () => {
+    log.info(`current version: overlaybd/${VERSION}`);
     const netlink = joinNetlink();
     await devices.claim();
     return netlink;
-  } finally {
-    if (blocked) await setModule(kernel, "block_netlink", false);
-  }
+  });
 }
 
 /** Serves devices until the signal; then they are left to the next daemon. */
@@ -199,10 +206,7 @@ async function serveDevices(
   };
   const handleAll = () => drainEvents().forEach(handle);
   using _events = onWake("event", handleAll);
-  const letGo = async () => {
-    if (!await blockNetlink(kernel, log)) return;
-    await setModule(kernel, "block_netlink", false);
-  };
+  const letGo = () => whileBlocked(kernel, log, () => {});
   using _lost = watchLost(devices, letGo, log);
   using _disks = watchDisks(devices, scsi, kernel, log);
   devices.adopt();

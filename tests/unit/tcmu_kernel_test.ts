@@ -116,3 +116,28 @@ Deno.test("a serial is the written one, or one of its own for each device", asyn
   equal(await derivedSerial({ ...name }), serial);
   notStrictEqual(await derivedSerial({ ...name, name: "vol2" }), serial);
 });
+
+Deno.test("the module is told whatever waits for configfs", async () => {
+  const netlink = "module/target_core_user/parameters/block_netlink";
+  await withTree({ [netlink]: "" }, async (kernel, dir) => {
+    // Whoever writes to a pipe waits until somebody reads.
+    const devices = Array.from(
+      { length: 9 },
+      (_, i) => ({ ...name, name: `vol${i}` }),
+    );
+    const pipes = devices.map((device) =>
+      `${coreDevice(kernel, device)}/action/block_dev`
+    );
+    for (const pipe of pipes) {
+      await Deno.mkdir(pipe.replace(/[^/]*$/, ""), { recursive: true });
+      await new Deno.Command("mkfifo", { args: [pipe] }).output();
+    }
+    const written = devices.map((device) =>
+      act(kernel, device, "block_dev", 1)
+    );
+    equal(await setModule(kernel, "block_netlink", true), true);
+    equal(await Deno.readTextFile(`${dir}/${netlink}`), "1");
+    for (const pipe of pipes) equal(await Deno.readTextFile(pipe), "1");
+    equal(await Promise.all(written), devices.map(() => true));
+  });
+});

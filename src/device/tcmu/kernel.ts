@@ -87,27 +87,17 @@ export function coreDevice(
 const limit = pLimit(8);
 
 /**
- * Writes an attribute of sysfs or configfs.
+ * Writes an attribute that old kernels lack.
  *
- * @throws {EngineError} ENOENT: the kernel does not have it
+ * @returns false: it is not there
+ * @throws {EngineError}
  */
-export async function writeAttribute(
-  path: string,
-  value: string,
-): Promise<void> {
-  try {
-    await limit(() => Deno.writeTextFile(path, value, { create: false }));
-  } catch (error) {
-    throw withErrno(error, `cannot write ${value} to ${path}`);
-  }
-}
-
-/** The same for one that old kernels lack; false: it is not there. */
 async function writeIfThere(path: string, value: string): Promise<boolean> {
   try {
-    await writeAttribute(path, value);
+    await Deno.writeTextFile(path, value, { create: false });
     return true;
-  } catch (error) {
+  } catch (cause) {
+    const error = withErrno(cause, `cannot write ${value} to ${path}`);
     if (error instanceof EngineError && error.code === "ENOENT") return false;
     throw error;
   }
@@ -136,7 +126,12 @@ function readAttribute(path: string): Promise<string | undefined> {
   return within(READ_PATIENCE_MS, text, undefined);
 }
 
-/** Writes a parameter of the module; false: it has none of that name. */
+/**
+ * Writes a parameter of the module, which waits for nobody: it may be what
+ * all those wait for that write to configfs.
+ *
+ * @returns false: it has none of that name
+ */
 export function setModule(
   { sys }: KernelPaths,
   name: "block_netlink" | "reset_netlink",
@@ -155,10 +150,8 @@ export function act(
   action: "block_dev" | "reset_ring",
   value: 0 | 1 | 2,
 ): Promise<boolean> {
-  return writeIfThere(
-    `${coreDevice(kernel, device)}/action/${action}`,
-    String(value),
-  );
+  const path = `${coreDevice(kernel, device)}/action/${action}`;
+  return limit(() => writeIfThere(path, String(value)));
 }
 
 /** A TCMU device that the kernel has, whoever serves it. */
