@@ -210,10 +210,10 @@ async function reasonAgainst(
   if (exported.length > 0) {
     return `it is exported: ${exported.join(", ")}: remove that first`;
   }
-  if (state !== "disabled" && !await isServed(paths, device)) {
-    return "overlaybd-tcmu does not run, and the kernel would wait for it";
-  }
-  return undefined;
+  if (state === "disabled" || await isServed(paths, device)) return undefined;
+  // One that waits for its image has nobody at its ring, but its daemon runs.
+  if (isHostLocked(paths) && await isHandled(paths) !== false) return undefined;
+  return "overlaybd-tcmu does not run, and the kernel would wait for it";
 }
 
 /**
