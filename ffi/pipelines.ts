@@ -59,7 +59,8 @@ async function run<T>(
     onProgress?.(last);
     return { result, progress: last };
   } finally {
-    clearInterval(timer);
+    // Deno loads node:timers for any of them, 6 ms: where one is needed only.
+    if (timer !== undefined) clearInterval(timer);
     options.signal?.removeEventListener("abort", cancel);
   }
 }

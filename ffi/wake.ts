@@ -114,7 +114,7 @@ function openSocket(): { close(): void } {
   return {
     close() {
       closed = true;
-      clearTimeout(timer);
+      if (timer !== undefined) clearTimeout(timer);
       connection.close();
     },
   };

@@ -5,7 +5,7 @@ import { deepStrictEqual as equal, ok } from "node:assert/strict";
 import { readdirSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
 import { COMMANDS } from "../../src/cli/table.ts";
-import { EXECUTABLE, ROOT } from "../lib/env.ts";
+import { EXECUTABLE, ROOT, run, tempDir } from "../lib/env.ts";
 
 /** What a module imports, types and import() aside. */
 function staticImports(name: string): string[] {
@@ -107,4 +107,49 @@ Deno.test("only openapi.ts imports what keeps all of zod", () => {
     staticImports(name).some((from) => whole.includes(from))
   );
   equal(guilty, ["src/service/api/openapi.ts"]);
+});
+
+const PRELOAD = join(ROOT, "tests/lib/slow_globals.ts");
+
+/** Globals that a command uses and Deno has to load something for. */
+async function slowGlobals(...args: string[]): Promise<string[]> {
+  const { stderr } = await run(Deno.execPath(), [
+    "run",
+    "-A",
+    "--no-check",
+    `--preload=${PRELOAD}`,
+    ...args,
+  ]);
+  return [...stderr.matchAll(/^loads (\w+)$/gm)].map(([, name]) => name ?? "");
+}
+
+Deno.test("what runs for each container needs no timers, nor else of node:", async () => {
+  using dir = tempDir("memory");
+  const program = dir.file("program.ts");
+  Deno.writeTextFileSync(program, "clearTimeout(undefined);");
+  equal(await slowGlobals(program), ["clearTimeout"]);
+  const [data, index] = [dir.file("data"), dir.file("index")];
+  const [layer, packed] = [dir.file("layer"), dir.file("packed")];
+  const plain = dir.file("plain");
+  const config = dir.file("config.json");
+  Deno.writeTextFileSync(config, JSON.stringify({ lowers: [{ file: layer }] }));
+  for (
+    const args of [
+      ["create", data, index, "1"],
+      ["commit", "-z", data, index, layer],
+      ["zfile", layer, packed],
+      ["zfile", "-x", packed, plain],
+      ["inspect", layer],
+      ["attach", config],
+      ["detach", "nothing"],
+      ["ls"],
+      ["ctl", "--api", dir.file("socket"), "devices"],
+      ["create", "--help"],
+      ["version"],
+    ]
+  ) {
+    const main = join(ROOT, "main.ts");
+    equal(await slowGlobals(main, ...args), [], args.join(" "));
+  }
+  equal(Deno.readFileSync(plain), Deno.readFileSync(layer));
 });
