@@ -10,15 +10,15 @@ import type { TcmuDevices } from "../device/tcmu/devices.ts";
 import type { Disk } from "../device/tcmu/disk.ts";
 import { reason } from "../device/tcmu/error.ts";
 import { watchExports } from "../device/tcmu/exports.ts";
-import { watchGoing } from "../device/tcmu/going.ts";
-import type { KernelPaths } from "../device/tcmu/kernel.ts";
+import { watchGoing, watchWaiting } from "../device/tcmu/going.ts";
+import { type KernelPaths, serialOf } from "../device/tcmu/kernel.ts";
 import type { ScsiDevices } from "../device/tcmu/scsi_devices.ts";
 import type { Logger } from "./log.ts";
 
 const LOST_MS = 5000;
 const DISKS_MS = 2000;
 
-/** Does it again and again, never twice at once, until disposed. */
+/** Does it now, and again and again, never twice at once, until disposed. */
 function every(
   ms: number,
   log: Logger,
@@ -37,6 +37,7 @@ function every(
     }
   };
   const timer = setInterval(once, ms);
+  once();
   return { [Symbol.dispose]: () => clearInterval(timer) };
 }
 
@@ -81,8 +82,9 @@ export function watchDisks(
   log: Logger,
 ): Disposable {
   const lookForGoing = watchGoing(scsi, watchExports(kernel));
+  const lookForWaiting = watchWaiting(scsi, (name) => serialOf(kernel, name));
   const failed = new WeakMap<Disk, number>();
-  return every(DISKS_MS, log, () => {
+  return every(DISKS_MS, log, async () => {
     const disks = devices.list().flatMap(({ disk }) => disk ?? []);
     for (const disk of disks) {
       const { errors } = deviceStats(disk.image.device);
@@ -95,6 +97,7 @@ export function watchDisks(
       );
     }
     devices.mend();
-    return lookForGoing(disks);
+    await lookForGoing(disks);
+    await lookForWaiting(devices.list().filter(({ held }) => held));
   });
 }

@@ -572,6 +572,31 @@ Deno.test("an image that cannot open yet is tried again until it does", async ()
   equal(one(world.shown).results, ["success"]);
 });
 
+Deno.test("what waits for an image fails when its disk goes, and is held back again", async () => {
+  using world = createWorld();
+  world.has(1, "overlaybd//a");
+  const gate = Promise.withResolvers<void>();
+  world.gates.set("/a", gate.promise);
+  await world.devices.claim();
+  world.devices.adopt();
+  const [device] = world.devices.list();
+  equal(device?.held, true);
+  const given = device?.giveUp();
+  await world.until(() => world.action(1, "reset_ring") === "2");
+  equal(world.action(1, "block_dev"), "0");
+  // A ring that is reset is not opened meanwhile.
+  gate.resolve();
+  await world.until(() => world.shown.length === 1);
+  await new Promise((done) => setTimeout(done, 100));
+  equal([device?.held, one(world.shown).results], [true, []]);
+  await given;
+  await world.until(() => world.action(1, "block_dev") === "0");
+  equal([device?.held, one(world.shown).results], [false, ["success"]]);
+  const reset = world.lines.length;
+  await device?.giveUp();
+  equal(world.lines.length, reset);
+});
+
 Deno.test("a device that waits for its image is removed at once", async () => {
   using world = createWorld();
   world.has(1, "overlaybd//a");

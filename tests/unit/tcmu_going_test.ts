@@ -3,7 +3,7 @@
 import { deepStrictEqual as equal } from "node:assert/strict";
 import type { Disk } from "../../src/device/tcmu/disk.ts";
 import { watchExports } from "../../src/device/tcmu/exports.ts";
-import { watchGoing } from "../../src/device/tcmu/going.ts";
+import { watchGoing, watchWaiting } from "../../src/device/tcmu/going.ts";
 import { scsiDevices } from "../../src/device/tcmu/scsi_devices.ts";
 import { tempDir } from "../lib/env.ts";
 
@@ -94,6 +94,35 @@ Deno.test("what waits is ended while an export is taken away, whoever sees its d
   busy.stats.commands++;
   await look(all);
   equal(ended(), [1, 1, 0]);
+});
+
+Deno.test("what waits for a disk that goes before its image opens fails, for a while", async () => {
+  const here = new Set(["a", "b"]);
+  const look = watchWaiting(
+    { count: (serial) => here.has(serial) ? 1 : 0 },
+    ({ name }) => Promise.resolve(name),
+  );
+  const given: string[] = [];
+  const [a, b, far] = ["a", "b", "far"].map((name, minor) => ({
+    uio: { minor, hba: "1", name, config: "" },
+    giveUp: () => Promise.resolve(void given.push(name)),
+  }));
+  if (a === undefined || b === undefined || far === undefined) return;
+  const all = [a, b, far];
+  await look(all);
+  equal(given, []);
+  here.delete("a");
+  await look(all);
+  // One that never was a disk of this host is somebody else's to take away.
+  equal(given.splice(0), ["a"]);
+  for (let i = 0; i < 100; i++) await look(all);
+  equal(given.splice(0).length, 14);
+  // It is exported again, and goes again.
+  here.add("a");
+  await look(all);
+  here.delete("a");
+  await look(all);
+  equal(given, ["a"]);
 });
 
 Deno.test("an export is locked when its directory cannot be listed", async () => {

@@ -11,6 +11,7 @@
  *
  * @module
  */
+import pLimit from "p-limit";
 import { EngineError } from "../../../ffi/errors.ts";
 import type { TcmuEvent } from "../../../ffi/tcmu.ts";
 import { argumentOf, explainCut } from "./argument.ts";
@@ -27,6 +28,8 @@ export interface TcmuDevice {
   readonly uio: UioDevice;
   /** undefined while it is not served */
   readonly disk: Disk | undefined;
+  /** its commands are held back until its image is open */
+  readonly held: boolean;
   /**
    * Serves a new device.
    *
@@ -50,6 +53,8 @@ export interface TcmuDevice {
    * what was on its way tried again.
    */
   restart(why: string): Promise<void>;
+  /** Fails what is held back now: its disk is being taken away. */
+  giveUp(): Promise<void>;
   /** The kernel takes it away. */
   remove(): Promise<void>;
   /** The daemon goes, the device stays; commands have `graceMs` to end. */
@@ -61,6 +66,10 @@ const RETRY_MAX_MS = 30_000;
 
 /** Longer than any of these takes, unless somebody else is in the way. */
 const ACTION_PATIENCE_MS = 2000;
+
+/** A flush of a disk that goes is tried again and again. */
+const GIVE_UP_TIMES = 10;
+const GIVE_UP_MS = 100;
 
 /** Thrown where a device went while it was opened. */
 class EndedError extends DeviceError {
@@ -109,6 +118,8 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
   let claimed = false;
   /** the last attempt; short once the device is ending */
   let opening: Promise<void> = Promise.resolve();
+  /** a ring is opened, or reset */
+  const alone = pLimit(1);
 
   /** @throws {DeviceError} */
   const openImage = async (argument: DeviceArgument): Promise<TcmuImage> => {
@@ -139,7 +150,7 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
     const started = performance.now();
     const argument = await argumentOf(uio);
     const image = await openImage(argument);
-    await serve(image);
+    await alone(() => serve(image));
     const ms = Math.round(performance.now() - started);
     log.info(`dev opened ${argument.path}, time cost ${ms} ms`);
     if (!image.writeCache && !image.readonly) {
@@ -163,7 +174,7 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
   /** An action on the device; what cannot be done is said. */
   const action = async (
     name: "block_dev" | "reset_ring",
-    value: 0 | 1,
+    value: 0 | 1 | 2,
   ): Promise<boolean> => {
     const done = acting.then(() => act(kernel, uio, name, value));
     acting = done.catch(() => {});
@@ -178,6 +189,7 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
   };
 
   const argumentText = uio.config.replace(/^overlaybd\//, "");
+  const isHeld = () => claimed && disk === undefined && !ending.signal.aborted;
 
   const closeDisk = async (graceMs: number): Promise<void> => {
     const last = disk;
@@ -220,6 +232,9 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
     uio,
     get disk() {
       return disk;
+    },
+    get held() {
+      return isHeld();
     },
     async add() {
       log.info(`dev open ${argumentText}`);
@@ -276,6 +291,19 @@ export function createDevice(uio: UioDevice, around: Around): TcmuDevice {
           "ring: take the device away and make it again",
       );
     },
+    giveUp: () =>
+      alone(async () => {
+        if (!isHeld()) return;
+        log.warn(
+          `what waits for ${argumentText} fails: its disk is being taken away`,
+        );
+        await action("block_dev", 0);
+        for (let i = 0; i < GIVE_UP_TIMES && isHeld(); i++) {
+          await action("reset_ring", 2);
+          await pause(GIVE_UP_MS, ending.signal);
+        }
+        if (isHeld()) await action("block_dev", 1);
+      }),
     end: () => ending.abort(),
     async remove() {
       ending.abort();

@@ -8,7 +8,9 @@
  *
  * @module
  */
+import type { TcmuDevice } from "./device.ts";
 import type { Disk } from "./disk.ts";
+import type { TcmuName } from "./kernel.ts";
 import type { ScsiDevices } from "./scsi_devices.ts";
 
 /** Looks that a new disk has to become a SCSI device of this host. */
@@ -52,5 +54,34 @@ export function watchGoing(
     if (stuck.length === 0 || !await isExportLocked()) return;
     // Whoever is not meant is asked again, and waits on.
     for (const disk of stuck) disk.endWaiting();
+  };
+}
+
+/** Looks at a disk that has gone: by then nobody flushes it any more. */
+const GONE_LOOKS = 15;
+
+type Waiting = Pick<TcmuDevice, "uio" | "giveUp">;
+
+/**
+ * Disks that go while their images cannot be opened: the kernel flushes each
+ * before it goes, and tries that again for as long as it is held back.
+ *
+ * @returns looks at devices that are held back: what waits for one that was a
+ *   disk of this host, and is none any more, fails
+ */
+export function watchWaiting(
+  scsi: Pick<ScsiDevices, "count">,
+  serialOf: (name: TcmuName) => Promise<string>,
+): (devices: readonly Waiting[]) => Promise<void> {
+  const seen = new WeakMap<Waiting, { serial: string; looks: number }>();
+  const look = async (device: Waiting): Promise<void> => {
+    const last = seen.get(device) ??
+      { serial: await serialOf(device.uio), looks: 0 };
+    seen.set(device, last);
+    if (scsi.count(last.serial) > 0) last.looks = GONE_LOOKS;
+    else if (last.looks-- > 0) await device.giveUp();
+  };
+  return async (devices) => {
+    await Promise.all(devices.map(look));
   };
 }

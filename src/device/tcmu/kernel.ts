@@ -245,3 +245,11 @@ export async function derivedSerial(device: TcmuName): Promise<string> {
   const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", text));
   return hash.subarray(0, 16).toHex();
 }
+
+/** The serial that a device has, or had, or will have as a disk. */
+export async function serialOf(
+  kernel: KernelPaths,
+  device: TcmuName,
+): Promise<string> {
+  return await configuredSerial(kernel, device) || await derivedSerial(device);
+}

@@ -126,6 +126,35 @@ waits() { [ "$(awk '{ print $9 }' "/sys/block/${1#/dev/}/stat")" -gt 16 ]; }
 check "a source that never answers: another disk works on, its own can be detached" \
 	silent_source
 
+# ---- an image that is not there -----------------------------------------------
+# The kernel flushes a disk that goes, and its commands are held back: it would
+# try for ever.
+waits_for_image() {
+	local kind start
+	for kind in layered writable_over; do
+		rm -rf one
+		if [ $kind = layered ]; then
+			layered /mnt/disk/one /mnt/disk/layer
+		else
+			writable_over /mnt/disk/layer /mnt/disk/one
+		fi
+		snapshotter_attach 1 /mnt/disk/one/config.v1.json
+		stop_daemon
+		mv layer gone
+		: >/tmp/overlaybd.log
+		start_daemon
+		until_ok 20 grep -q 'it will be tried again' /tmp/overlaybd.log
+		equal "$(cat $CORE/user_999999999/dev_1/action/block_dev)" blocked
+		start=$SECONDS
+		snapshotter_detach 1
+		say "$kind: taken away within $((SECONDS - start + 1)) s"
+		mv gone layer
+	done
+	nothing_left
+}
+check "a disk that waits for its image is taken away all the same" \
+	waits_for_image
+
 # ---- no free memory ----------------------------------------------------------
 # reclaimed: pages looked at, so far, for one that can be had
 reclaimed() { awk '/^pgscan_(kswapd|direct) / { n += $2 } END { print n }' /proc/vmstat; }
