@@ -90,8 +90,10 @@ static void end_write(struct obd_buffer *buffer, int error)
 	bool tell;
 
 	pthread_mutex_lock(&lock);
-	if (!atomic_compare_exchange_strong(&buffer->state, &running, ENDED))
+	if (!atomic_compare_exchange_strong(&buffer->state, &running, ENDED)) {
+		obd_plane_writer_away(false);
 		error = -ECANCELED;
+	}
 	if (!error)
 		obd_miss_land(cache, buffer->at >> shift,
 			      ((buffer->n - 1) >> shift) + 1, &woken);
@@ -160,8 +162,10 @@ int32_t obd_buffer_take_back(struct obd_buffer *buffer)
 	if (!atomic_compare_exchange_strong(&buffer->state, &running,
 					    DISOWNED))
 		return -EALREADY;
-	if (!obd_plane_unwrite(&buffer->task))
+	if (!obd_plane_unwrite(&buffer->task)) {
+		obd_plane_writer_away(true);
 		return 0;
+	}
 	atomic_store(&buffer->state, IDLE);
 	obd_source_unref(buffer->cache);
 	return 1;

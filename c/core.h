@@ -60,6 +60,7 @@ struct obd_source {
 	uint32_t align;              /* of its reads, a power of two */
 	bool uring;                  /* FILE: see obd_source_uring() */
 	_Atomic bool no_nowait;      /* the file system knows no RWF_NOWAIT */
+	bool may_hang;               /* CACHE: it is none in memory */
 	uint64_t base, size;
 	uint64_t name;               /* for slow reads; 0: it has none */
 	struct obd_source *inner;    /* ZFILE */

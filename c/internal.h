@@ -369,6 +369,11 @@ OBD_HIDDEN int obd_plane_offload(struct obd_task *task);
 OBD_HIDDEN int obd_plane_write(struct obd_task *task);
 /* Takes it back; false: it runs, or has run. */
 OBD_HIDDEN bool obd_plane_unwrite(struct obd_task *task);
+/* This thread waits for a cache's disk, which may hang, or does no longer:
+ * other threads stand in for one of a pool. */
+OBD_HIDDEN void obd_plane_away(bool away);
+/* The same of a writer whose task was given up. */
+OBD_HIDDEN void obd_plane_writer_away(bool away);
 OBD_HIDDEN void obd_plane_stop(void);
 OBD_HIDDEN uint64_t obd_now_ms(void); /* CLOCK_MONOTONIC */
 OBD_HIDDEN uint64_t obd_now_ns(void);

@@ -23,6 +23,7 @@
 #define WORKERS_MAX 4
 #define HELPERS_MAX 16
 #define WRITERS_MAX 4 /* few: what they do costs the disk more than the CPU */
+#define POOL_THREADS_MAX 1024 /* with those that wait for a cache's disk */
 #define POOL_IDLE_MS 10000
 #define STACK_BYTES (256u << 10)
 #define EVENTS_MAX 64
@@ -52,6 +53,7 @@ struct pool {
 	pthread_cond_t work;     /* a task came, or stop */
 	struct obd_task *head, **tail;
 	uint32_t queued, threads, idle;
+	uint32_t away;           /* threads that others stand in for */
 };
 
 /* lock guards everything here. */
@@ -70,6 +72,7 @@ static struct {
 };
 
 static __thread struct worker *this_worker;
+static __thread struct pool *this_pool;
 
 uint64_t obd_now_ms(void)
 {
@@ -359,7 +362,9 @@ static struct obd_task *next_task(struct pool *pool)
 	while (!pool->head) {
 		int rc;
 
-		if (plane.stopping)
+		/* Those are back that this thread stood in for. */
+		if (plane.stopping ||
+		    pool->threads > pool->most + pool->away)
 			return NULL;
 		pool->idle++;
 		rc = pthread_cond_timedwait(&pool->work, &plane.lock, &until);
@@ -376,6 +381,7 @@ static void *pool_main(void *arg)
 	struct obd_task *task;
 
 	pthread_detach(pthread_self());
+	this_pool = pool;
 	pthread_mutex_lock(&plane.lock);
 	while ((task = next_task(pool))) {
 		pthread_mutex_unlock(&plane.lock);
@@ -404,21 +410,32 @@ static void prepare_pools(void)
 	plane.pools_ready = true;
 }
 
-static int pool_add(struct pool *pool, struct obd_task *task)
+/* Called with plane.lock held: one thread more for `tasks` that wait, if
+ * they are more than who waits for them. 0 or -errno. */
+static int pool_grow(struct pool *pool, uint32_t tasks)
 {
 	pthread_t thread;
-	int rc = 0;
+	int rc;
+
+	if (tasks <= pool->idle || pool->threads >= POOL_THREADS_MAX ||
+	    pool->threads >= pool->most + pool->away)
+		return 0;
+	rc = start_thread(&thread, pool_main, pool);
+	if (!rc)
+		pool->threads++;
+	return rc;
+}
+
+static int pool_add(struct pool *pool, struct obd_task *task)
+{
+	int rc;
 
 	task->next = NULL;
 	pthread_mutex_lock(&plane.lock);
 	prepare_pools();
-	if (pool->queued >= pool->idle && pool->threads < pool->most) {
-		rc = start_thread(&thread, pool_main, pool);
-		if (!rc)
-			pool->threads++;
-		else if (pool->threads > 0)
-			rc = 0; /* one that runs will take it */
-	}
+	rc = pool_grow(pool, pool->queued + 1);
+	if (rc && pool->threads > 0)
+		rc = 0; /* one that runs will take it */
 	if (!rc) {
 		*pool->tail = task;
 		pool->tail = &task->next;
@@ -448,6 +465,26 @@ static bool pool_take_back(struct pool *pool, struct obd_task *task)
 	}
 	pthread_mutex_unlock(&plane.lock);
 	return task != NULL;
+}
+
+static void pool_away(struct pool *pool, bool away)
+{
+	pthread_mutex_lock(&plane.lock);
+	pool->away += away ? 1 : -1u;
+	if (away)
+		pool_grow(pool, pool->queued);
+	pthread_mutex_unlock(&plane.lock);
+}
+
+void obd_plane_away(bool away)
+{
+	if (this_pool)
+		pool_away(this_pool, away);
+}
+
+void obd_plane_writer_away(bool away)
+{
+	pool_away(&plane.writers, away);
 }
 
 int obd_plane_offload(struct obd_task *task)

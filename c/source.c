@@ -4,7 +4,9 @@
  * with a presence bitmap, or a ZFile over either.
  */
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdlib.h>
+#include <sys/statfs.h>
 
 #include "core.h"
 
@@ -129,6 +131,7 @@ int32_t obd_source_cache(int32_t fd, uint64_t size, uint32_t unit,
 			 uint64_t id, struct obd_source **out)
 {
 	struct obd_source *src;
+	struct statfs fs;
 
 	if (fd < 0)
 		return -EBADF;
@@ -137,6 +140,7 @@ int32_t obd_source_cache(int32_t fd, uint64_t size, uint32_t unit,
 	src = source_alloc(SRC_CACHE, fd, 0, size);
 	if (!src)
 		return -ENOMEM;
+	src->may_hang = fstatfs(fd, &fs) || fs.f_type != TMPFS_MAGIC;
 	src->units = units_alloc(size, unit, id);
 	if (!src->units) {
 		free(src);
@@ -369,10 +373,15 @@ static int64_t read_waiting(struct obd_source *src, void *buf, uint64_t n,
 			    uint64_t at)
 {
 	struct obd_slow_read slow = { .at = at, .kind = OBD_SLOW_CACHE };
-	uint64_t began = src->kind == SRC_CACHE ?
-			 obd_slow_begin(OBD_SLOW_CACHE) : 0;
-	int64_t got = obd_io_pread(src->fd, buf, n, at);
+	uint64_t began;
+	int64_t got;
 
+	if (src->kind != SRC_CACHE)
+		return obd_io_pread(src->fd, buf, n, at);
+	began = obd_slow_begin(OBD_SLOW_CACHE);
+	obd_plane_away(true);
+	got = obd_io_pread(src->fd, buf, n, at);
+	obd_plane_away(false);
 	if (obd_unlikely(began)) {
 		slow.length = got < 0 ? -1 : got;
 		obd_slow_end(began, &slow);
@@ -407,6 +416,8 @@ static int read_fd(struct obd_source *src, void *buf, uint64_t n,
 		atomic_store_explicit(&src->no_nowait, true,
 				      memory_order_relaxed);
 	}
+	if (how != OBD_TRY_BLOCK && src->may_hang)
+		return -EAGAIN;
 	got = read_waiting(src, buf, n, src->base + at);
 	return obd_likely(got == (int64_t)n) ? 0 : read_error(got);
 }

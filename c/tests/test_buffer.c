@@ -168,6 +168,39 @@ static void what_is_taken_back_marks_nothing_and_comes_back_once(void)
 	remote_free(&r);
 }
 
+static void others_are_written_once_those_that_hang_are_given_up(void)
+{
+	enum { WRITERS = 4 };
+	struct remote r = remote_new(86), other = remote_new(87);
+	struct obd_buffer *buffers[WRITERS], *last;
+	struct obd_written w;
+	uint32_t i;
+
+	CHECK_EQ(obd_io_fault(OBD_IO_PWRITE, 1, OBD_IO_HANG, WRITERS), 0);
+	for (i = 0; i < WRITERS; i++) {
+		buffers[i] = buffer_of(&r, i, i * UNIT, UNIT);
+		CHECK_EQ(obd_buffer_write(buffers[i], r.src, i * UNIT, UNIT),
+			 0);
+	}
+	last = buffer_of(&other, 9, 0, UNIT);
+	CHECK_EQ(obd_buffer_write(last, other.src, 0, UNIT), 0);
+	sleep_ms(30);
+	CHECK_EQ(obd_written_drain(&w, 1), 0);
+	for (i = 0; i < WRITERS; i++)
+		CHECK_EQ(obd_buffer_take_back(buffers[i]), 0);
+	w = ended();
+	CHECK_EQ(w.tag, 9);
+	CHECK_EQ(w.error, 0);
+	CHECK_EQ(obd_io_fault(OBD_IO_PWRITE, 1, EIO, 0), 0);
+	for (i = 0; i < WRITERS; i++)
+		CHECK_EQ(ended().error, -ECANCELED);
+	for (i = 0; i < WRITERS; i++)
+		obd_buffer_unref(buffers[i]);
+	obd_buffer_unref(last);
+	remote_free(&r);
+	remote_free(&other);
+}
+
 static void a_source_is_kept_until_its_write_has_ended(void)
 {
 	struct remote r = remote_new(85);
@@ -247,6 +280,7 @@ int main(void)
 	RUN(the_last_unit_may_be_short_and_no_other);
 	RUN(a_write_that_fails_marks_nothing);
 	RUN(what_is_taken_back_marks_nothing_and_comes_back_once);
+	RUN(others_are_written_once_those_that_hang_are_given_up);
 	RUN(a_source_is_kept_until_its_write_has_ended);
 	RUN(reads_are_right_while_units_come_and_go);
 	return check_done();
