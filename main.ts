@@ -7,7 +7,7 @@
  */
 import { runProgram } from "./src/cli/program.ts";
 
-Deno.exitCode = await runProgram(
-  Deno.env.get("OVERLAYBD_ARGV0") ?? "overlaybd",
-  Deno.args,
+// At once: a call that a disk does not answer would keep the process.
+Deno.exit(
+  await runProgram(Deno.env.get("OVERLAYBD_ARGV0") ?? "overlaybd", Deno.args),
 );
