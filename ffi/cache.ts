@@ -30,6 +30,14 @@ export function cacheSource(
   return handle("source", out, lib.obd_source_unref);
 }
 
+/**
+ * Closes a source, and its file with it, on another thread: the file's disk
+ * may hang.
+ */
+export async function closeSource(source: Source): Promise<void> {
+  await lib.obd_source_unref_async(source.take());
+}
+
 /** Units of a cache are there (`errno` 0) or could not be fetched. */
 export function fill(
   cache: Source,

@@ -81,7 +81,7 @@ export function truncateFd(fd: number, size: U64): void {
   check(lib.obd_io_truncate(fd, u64(size)), `cannot truncate to ${size}`);
 }
 
-const PUNCH_HOLE_KEEP_SIZE = 3;
+export const PUNCH_HOLE_KEEP_SIZE = 3;
 
 /** Gives the space of a range back. */
 export function punchFd(fd: number, at: number, length: number): void {
@@ -91,15 +91,22 @@ export function punchFd(fd: number, at: number, length: number): void {
   );
 }
 
+/** SEEK_DATA and SEEK_HOLE. */
+export const WHENCE = { data: 3, hole: 4 } as const;
+
+/** What a seek found; undefined: nothing. */
+export function seekResult(rc: number | bigint, at: U64): number | undefined {
+  const ENXIO = 6;
+  return Number(rc) === -ENXIO ? undefined : check(rc, `cannot seek to ${at}`);
+}
+
 /** Where data (`"data"`) or a hole starts at or after `at`; undefined: none. */
 export function seekFd(
   fd: number,
   at: U64,
   what: "data" | "hole",
 ): number | undefined {
-  const ENXIO = 6;
-  const rc = Number(lib.obd_io_seek(fd, u64(at), what === "data" ? 3 : 4));
-  return rc === -ENXIO ? undefined : check(rc, `cannot seek to ${at}`);
+  return seekResult(lib.obd_io_seek(fd, u64(at), WHENCE[what]), at);
 }
 
 /** Size in bytes of a regular file or block device. */
@@ -107,9 +114,11 @@ export function sizeOfFd(fd: number): number {
   return check(lib.obd_io_size(fd), "cannot get the size");
 }
 
+/** errno of a lock that another process holds. */
+export const EAGAIN = 11;
+
 /** flock(2); false when another process holds it and NB was asked. */
 export function flock(fd: number, operation: number): boolean {
-  const EAGAIN = 11;
   const rc = lib.obd_io_flock(fd, operation);
   if (rc === -EAGAIN) return false;
   check(rc, "cannot lock");

@@ -19,6 +19,8 @@ export interface Handle<Kind extends string> extends Disposable {
   /** @throws {TypeError} after `close()` */
   readonly pointer: Deno.PointerObject;
   close(): void;
+  /** Closed from now on, but for who has taken it; null: it was before. */
+  take(): Deno.PointerValue;
 }
 export type Source = Handle<"source">;
 export type Index = Handle<"index">;
@@ -38,9 +40,13 @@ export function handle<Kind extends string>(
   unref: (pointer: Deno.PointerValue) => void,
 ): Handle<Kind> {
   let pointer = Deno.UnsafePointer.create(out[0] ?? 0n);
-  const close = () => {
+  const take = () => {
     const last = pointer;
     pointer = null;
+    return last;
+  };
+  const close = () => {
+    const last = take();
     if (last !== null) unref(last);
   };
   return {
@@ -50,6 +56,7 @@ export function handle<Kind extends string>(
       return pointer;
     },
     close,
+    take,
     [Symbol.dispose]: close,
   };
 }

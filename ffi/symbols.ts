@@ -52,6 +52,14 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_io_close_async: {
+    name: "obd_io_close",
+    parameters: [
+      "i32", // int32_t fd
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
   obd_io_pread: {
     parameters: [
       "i32", // int32_t fd
@@ -61,6 +69,17 @@ export const symbols = {
     ],
     result: "i64",
   },
+  obd_io_pread_async: {
+    name: "obd_io_pread",
+    parameters: [
+      "i32", // int32_t fd
+      "buffer", // void *buf
+      "u64", // uint64_t n
+      "u64", // uint64_t at
+    ],
+    result: "i64",
+    nonblocking: true,
+  },
   obd_io_pwrite: {
     parameters: [
       "i32", // int32_t fd
@@ -69,6 +88,17 @@ export const symbols = {
       "u64", // uint64_t at
     ],
     result: "i64",
+  },
+  obd_io_pwrite_async: {
+    name: "obd_io_pwrite",
+    parameters: [
+      "i32", // int32_t fd
+      "buffer", // const void *buf
+      "u64", // uint64_t n
+      "u64", // uint64_t at
+    ],
+    result: "i64",
+    nonblocking: true,
   },
   obd_io_write: {
     parameters: [
@@ -111,6 +141,15 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_io_truncate_async: {
+    name: "obd_io_truncate",
+    parameters: [
+      "i32", // int32_t fd
+      "u64", // uint64_t size
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
   obd_io_allocate: {
     parameters: [
       "i32", // int32_t fd
@@ -120,6 +159,17 @@ export const symbols = {
     ],
     result: "i32",
   },
+  obd_io_allocate_async: {
+    name: "obd_io_allocate",
+    parameters: [
+      "i32", // int32_t fd
+      "i32", // int32_t mode
+      "u64", // uint64_t at
+      "u64", // uint64_t n
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
   obd_io_seek: {
     parameters: [
       "i32", // int32_t fd
@@ -128,11 +178,29 @@ export const symbols = {
     ],
     result: "i64",
   },
+  obd_io_seek_async: {
+    name: "obd_io_seek",
+    parameters: [
+      "i32", // int32_t fd
+      "u64", // uint64_t at
+      "i32", // int32_t whence
+    ],
+    result: "i64",
+    nonblocking: true,
+  },
   obd_io_size: {
     parameters: [
       "i32", // int32_t fd
     ],
     result: "i64",
+  },
+  obd_io_size_async: {
+    name: "obd_io_size",
+    parameters: [
+      "i32", // int32_t fd
+    ],
+    result: "i64",
+    nonblocking: true,
   },
   obd_io_flock: {
     parameters: [
@@ -140,6 +208,15 @@ export const symbols = {
       "i32", // int32_t operation
     ],
     result: "i32",
+  },
+  obd_io_flock_async: {
+    name: "obd_io_flock",
+    parameters: [
+      "i32", // int32_t fd
+      "i32", // int32_t operation
+    ],
+    result: "i32",
+    nonblocking: true,
   },
   obd_io_link: {
     parameters: [
@@ -154,6 +231,15 @@ export const symbols = {
       "buffer", // const char *to
     ],
     result: "i32",
+  },
+  obd_io_rename_async: {
+    name: "obd_io_rename",
+    parameters: [
+      "buffer", // const char *from
+      "buffer", // const char *to
+    ],
+    result: "i32",
+    nonblocking: true,
   },
   obd_io_unlink: {
     parameters: [
@@ -279,6 +365,14 @@ export const symbols = {
       "pointer", // struct obd_source *src
     ],
     result: "void",
+  },
+  obd_source_unref_async: {
+    name: "obd_source_unref",
+    parameters: [
+      "pointer", // struct obd_source *src
+    ],
+    result: "void",
+    nonblocking: true,
   },
   obd_source_size: {
     parameters: [

@@ -31,7 +31,7 @@ packages=(
 	liburing-dev binutils
 	# to test
 	clang llvm libnbd-bin nbdkit qemu-utils e2fsprogs fuse3 fio g++
-	debootstrap util-linux psmisc file mandoc
+	debootstrap util-linux psmisc file mandoc bindfs
 	# servers of the tests and the demo
 	docker-registry nginx-light openssl curl prometheus
 	# to test in a virtual machine

@@ -35,7 +35,7 @@ export async function withCache<T>(
     (line) => console.error(line),
   );
   try {
-    if (cacheType === "download" || sources.pool.hold()) {
+    if (cacheType === "download" || await sources.pool.hold()) {
       return await work(sources.manager);
     }
   } finally {

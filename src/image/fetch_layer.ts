@@ -16,6 +16,7 @@ import {
   syncFd,
   truncateFd,
 } from "../../ffi/files.ts";
+import { seekFdAsync, sizeOfFdAsync } from "../../ffi/files_async.ts";
 import type { Bytes } from "../../ffi/handle.ts";
 import type { CachedBlob } from "../source/cache/blob.ts";
 import { DigestError, sha256Of } from "../source/cache/digest.ts";
@@ -150,6 +151,9 @@ async function fetchRun(
   body?.cancel();
 }
 
+/** The disk of layers is waited for. */
+const CALLS = { seek: seekFdAsync, size: sizeOfFdAsync };
+
 /** Brings what is missing of the file. */
 async function fillFile(fd: number, options: FetchLayerOptions) {
   const { blob, blockSize, forced, signal } = options;
@@ -158,14 +162,14 @@ async function fillFile(fd: number, options: FetchLayerOptions) {
   const blocks = Deno.statSync(pathOfFd(fd)).blocks ?? 0;
   const present = forced
     ? new Uint8Array(Math.ceil(count / 8))
-    : presentUnits(fd, size, blockSize, blocks);
+    : await presentUnits(CALLS, fd, size, blockSize, blocks);
   truncateFd(fd, size);
   const has = (i: number) => ((present[i >> 3] ?? 0) >> (i & 7) & 1) === 1;
   const lengthOf = (i: number) => Math.min(blockSize, size - i * blockSize);
   const scratch = new Uint8Array(Math.min(blockSize, size));
   const copied = async (i: number) => {
     const bytes = scratch.subarray(0, lengthOf(i));
-    if (forced || !blob.peek(i * blockSize, bytes)) return false;
+    if (forced || !await blob.peek(i * blockSize, bytes)) return false;
     await options.pace(bytes.length);
     pwriteFd(fd, bytes, i * blockSize);
     return true;
@@ -197,7 +201,7 @@ async function fillFile(fd: number, options: FetchLayerOptions) {
 async function fillThroughCache(options: FetchLayerOptions): Promise<void> {
   const { blob, forced, signal, requestSize, audit, url } = options;
   const { size, unit } = blob;
-  if (forced) blob.forget();
+  if (forced) await blob.forget();
   const step = Math.max(1, Math.floor(requestSize / unit)) * unit;
   for (let at = 0; at < size; at += step) {
     const length = Math.min(step, size - at);

@@ -121,7 +121,7 @@ async function openRemote(
         return { ...layer, remote: { url, blob, digest, dir, nr: opened++ } };
       } catch (cause) {
         if (cause instanceof SourceError || --left === 0) throw cause;
-        held.forget();
+        await held.forget();
       }
     }
   } catch (cause) {

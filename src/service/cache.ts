@@ -4,7 +4,6 @@
  *
  * @module
  */
-import { fileInfo } from "../layer/files.ts";
 import type { CacheManager } from "../source/cache/manage.ts";
 import type { SourceSet } from "../source/sources.ts";
 import type { ServiceConfig } from "./config.ts";
@@ -16,19 +15,19 @@ import { RequestError } from "./refusal.ts";
  * @param mustExist its directory is not made
  * @throws {RequestError} there is no cache, or it is another process's
  */
-export function cacheManager(
+export async function cacheManager(
   { cacheConfig }: ServiceConfig,
   sources: SourceSet,
   { mustExist }: { mustExist: boolean },
-): CacheManager {
+): Promise<CacheManager> {
   const { cacheDir, cacheType } = cacheConfig;
-  if (mustExist && fileInfo(cacheDir) === undefined) {
+  if (mustExist && !await sources.pool.exists()) {
     throw new RequestError(
       "not-found",
       `there is no directory ${cacheDir}: the first remote layer makes it`,
     );
   }
-  if (cacheType !== "download" && !sources.pool.hold()) {
+  if (cacheType !== "download" && !await sources.pool.hold()) {
     throw new RequestError("busy", `another process uses ${cacheDir}`);
   }
   return sources.manager;

@@ -67,7 +67,10 @@ interface Entry {
  *
  * @param cache what may be asked of it; throws {RequestError}
  */
-export function createPulls(cache: () => CacheManager, log: Logger): Pulls {
+export function createPulls(
+  cache: () => Promise<CacheManager>,
+  log: Logger,
+): Pulls {
   const entries = new Map<number, Entry>();
   let nextId = 1;
   let closed = false;
@@ -115,10 +118,10 @@ export function createPulls(cache: () => CacheManager, log: Logger): Pulls {
   return {
     async start(path) {
       const blobs = remoteLayers(await readImageConfig(path));
-      refuse();
       const bring = blobs.length === 0
         ? () => Promise.resolve([])
-        : cache().pull;
+        : (await cache()).pull;
+      refuse();
       const pull: Pull = {
         id: nextId++,
         config: fullPath(path),

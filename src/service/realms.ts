@@ -6,7 +6,7 @@
  * @module
  */
 import * as z from "zod/mini";
-import { renamePath } from "../../ffi/files.ts";
+import { createDisk, type Disk } from "../source/cache/disk.ts";
 import type { Realm, Realms } from "../source/registry/auth.ts";
 
 /** A registry that changes its mind is believed after this. */
@@ -25,9 +25,14 @@ const fileSchema = z.record(
 
 type Kept = z.infer<typeof fileSchema>;
 
-function load(path: string): Map<string, Kept[string]> {
+async function load(
+  disk: Disk,
+  path: string,
+): Promise<Map<string, Kept[string]>> {
   try {
-    const kept = z.parse(fileSchema, JSON.parse(Deno.readTextFileSync(path)));
+    const read = () => Deno.readTextFile(path);
+    const text = await disk.call(`cannot read ${path}`, read);
+    const kept = z.parse(fileSchema, JSON.parse(text));
     const age = (learned: number) => Date.now() - learned;
     return new Map(
       Object.entries(kept).filter(([, { learned }]) =>
@@ -41,42 +46,55 @@ function load(path: string): Map<string, Kept[string]> {
 }
 
 /** Written whole; where its directory is missing there is no cache, either. */
-function save(path: string, kept: ReadonlyMap<string, Kept[string]>): void {
+async function save(
+  disk: Disk,
+  path: string,
+  kept: ReadonlyMap<string, Kept[string]>,
+): Promise<void> {
   const temporary = `${path}.${Deno.pid}`;
+  const text = JSON.stringify(Object.fromEntries(kept));
   try {
-    const text = JSON.stringify(Object.fromEntries(kept));
-    Deno.writeTextFileSync(temporary, text, { mode: 0o600 });
-    renamePath(temporary, path);
+    await disk.call(
+      `cannot write ${temporary}`,
+      () => Deno.writeTextFile(temporary, text, { mode: 0o600 }),
+    );
+    await disk.rename(temporary, path);
   } catch {
     // A refusal more for the next process.
   }
 }
 
-/** The registries that a file knows, read when they are first asked for. */
+/** The registries that a file knows, read before they are first asked for. */
 export function keptRealms(path: string): Realms {
-  let known: Map<string, Kept[string]> | undefined;
-  const all = () => known ??= load(path);
+  const disk = createDisk();
+  let known = new Map<string, Kept[string]>();
+  let loading: Promise<void> | undefined;
+  let saving = Promise.resolve();
+  const keep = async (origin: string, { realm, service }: Realm) => {
+    // Another process may have learned of others.
+    const others = await load(disk, path);
+    known = new Map([...known, ...others]);
+    known.delete(origin);
+    known.set(origin, {
+      realm,
+      ...service === undefined ? {} : { service },
+      learned: Date.now(),
+    });
+    for (const oldest of known.keys()) {
+      if (known.size <= MAX) break;
+      known.delete(oldest);
+    }
+    await save(disk, path, known);
+  };
   return {
+    ready: () =>
+      loading ??= load(disk, path).then((kept) => void (known = kept)),
     get(origin): Realm | undefined {
-      const found = all().get(origin);
+      const found = known.get(origin);
       return found === undefined
         ? undefined
         : { realm: found.realm, service: found.service };
     },
-    set(origin, { realm, service }) {
-      // Another process may have learned of others.
-      known = new Map([...all(), ...load(path)]);
-      known.delete(origin);
-      known.set(origin, {
-        realm,
-        ...service === undefined ? {} : { service },
-        learned: Date.now(),
-      });
-      for (const oldest of known.keys()) {
-        if (known.size <= MAX) break;
-        known.delete(oldest);
-      }
-      save(path, known);
-    },
+    set: (origin, realm) => saving = saving.then(() => keep(origin, realm)),
   };
 }

@@ -6,6 +6,7 @@
  * @module
  */
 import type { CachedBlob } from "./cache/blob.ts";
+import { createDisk, type Disk } from "./cache/disk.ts";
 import { type CacheManager, createManager } from "./cache/manage.ts";
 import { createPool, type EvictionReport, type Pool } from "./cache/pool.ts";
 import { createScheduler } from "./cache/schedule.ts";
@@ -47,7 +48,7 @@ export interface SourceSetOptions {
   maxRequests?: number;
   /** while another process holds the directory, blobs are read through it */
   borrow?: boolean;
-  /** ms after which a write to the cache is given up */
+  /** ms after which a call on the cache's disk is given up */
   writeMs?: number;
   log: (line: string) => void;
   audit?: (done: SourceAudit) => void;
@@ -71,6 +72,8 @@ export interface OpenBlobOptions {
 /** Blobs that images read from. */
 export interface SourceSet extends AsyncDisposable {
   readonly pool: Pool;
+  /** that the cache lies on */
+  readonly disk: Disk;
   /** what an operator may ask of the cache */
   readonly manager: CacheManager;
   /**
@@ -121,8 +124,10 @@ export function createSources(options: SourceSetOptions): SourceSet {
   }
   const capacity = inLayers ? undefined : options.cacheSize;
   let manager: CacheManager | undefined;
+  const disk = createDisk(options.writeMs);
   const pool = createPool({
     dir: cacheDir,
+    disk,
     capacity,
     floor: options.diskFloor ?? GIB,
     borrow: options.borrow ?? false,
@@ -130,7 +135,7 @@ export function createSources(options: SourceSetOptions): SourceSet {
     onEviction: (report) => options.onEviction?.(report),
     onHold: () => listen(),
   });
-  let control: Promise<{ close(): void } | undefined> | undefined;
+  let control: Promise<{ close(): Promise<void> } | undefined> | undefined;
   /** Who holds the directory answers for it. */
   const listen = () => {
     control ??= (async () => {
@@ -140,7 +145,7 @@ export function createSources(options: SourceSetOptions): SourceSet {
         );
         const { createLender } = await import("./cache/lend.ts");
         if (ended) return undefined;
-        return serveControl(controlPath(pool.stateDir), {
+        return await serveControl(disk, controlPath(pool.stateDir), {
           manager: set.manager,
           lender: createLender(set),
         });
@@ -152,6 +157,7 @@ export function createSources(options: SourceSetOptions): SourceSet {
   };
   const shared: Shared = {
     unit,
+    disk,
     refill,
     scheduler: createScheduler(options.maxRequests ?? MAX_REQUESTS, SHARE),
     spill: createSpillBudget(SPILL_MAX),
@@ -179,7 +185,7 @@ export function createSources(options: SourceSetOptions): SourceSet {
     size: number,
     signal: AbortSignal,
   ): Promise<OpenedBlob | undefined> => {
-    if (!pool.hold()) return undefined;
+    if (!await pool.hold()) return undefined;
     const kept = {
       name,
       path: `${cacheDir}/${name}`,
@@ -188,8 +194,8 @@ export function createSources(options: SourceSetOptions): SourceSet {
       lock: false,
     };
     let opened: OpenedBlob;
-    pool.opening(name);
     try {
+      await pool.opening(name);
       opened = await openKept(blob, kept, shared, signal);
     } catch (error) {
       pool.closed(name);
@@ -236,7 +242,8 @@ export function createSources(options: SourceSetOptions): SourceSet {
     const blob = options.openBlob(url, peer);
     if (peer !== undefined) return await openPast(blob, shared, signal);
     await closing.get(name);
-    const borrows = options.borrow === true && !inLayers && !pool.hold();
+    const borrows = options.borrow === true && !inLayers &&
+      !await pool.hold();
     if (borrows && pool.isElsewhere()) {
       const { controlPath } = await import("./cache/control.ts");
       const { borrowedBlob } = await import("./cache/lend.ts");
@@ -310,11 +317,12 @@ export function createSources(options: SourceSetOptions): SourceSet {
     ended = true;
     for (const [name, user] of open) end(name, user);
     await Promise.all(closing.values());
-    (await control)?.close();
-    pool.close();
+    await (await control)?.close();
+    await pool.close();
   };
   const set: SourceSet = {
     pool,
+    disk,
     get manager() {
       return manager ??= createManager(set, { unit, capacity });
     },

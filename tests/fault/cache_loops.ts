@@ -12,6 +12,7 @@ import type { Bytes } from "../../ffi/handle.ts";
 import { EngineError } from "../../ffi/errors.ts";
 import { parseImageConfig } from "../../src/image/config.ts";
 import { openImage } from "../../src/image/image.ts";
+import { createDisk } from "../../src/source/cache/disk.ts";
 import { presentUnits } from "../../src/source/cache/file.ts";
 import { hasBit } from "../../src/source/cache/units.ts";
 import { createRegistryClient } from "../../src/source/registry/client.ts";
@@ -174,11 +175,11 @@ export async function networkLoop(
 }
 
 /** The whole units of a cache file, all of which must be the blob's. */
-function flushedUnits(
+async function flushedUnits(
   path: string,
   blob: Bytes,
   unit: number,
-): Set<number> {
+): Promise<Set<number>> {
   const units = new Set<number>();
   let info: Deno.FileInfo;
   try {
@@ -190,7 +191,13 @@ function flushedUnits(
   const bytes = Deno.readFileSync(path);
   const fd = openFd(path, O.RDONLY);
   try {
-    const bits = presentUnits(fd, blob.length, unit, info.blocks ?? 0);
+    const bits = await presentUnits(
+      createDisk(),
+      fd,
+      blob.length,
+      unit,
+      info.blocks ?? 0,
+    );
     for (let i = 0; i * unit < blob.length; i++) {
       if (!hasBit(bits, i)) continue;
       const [from, to] = [i * unit, Math.min(blob.length, (i + 1) * unit)];
@@ -261,7 +268,7 @@ export async function cacheKillLoop(
         enableAudit: false,
       }),
     );
-    const before = flushedUnits(`${cache}/${name}`, blob, UNIT);
+    const before = await flushedUnits(`${cache}/${name}`, blob, UNIT);
     asked.length = 0;
     const server = await startServer(dir.file("nbd"), [config], {
       args: ["--service_config_path", service],
@@ -298,6 +305,6 @@ export async function cacheKillLoop(
         }
       }
     }
-    flushedUnits(`${cache}/${name}`, blob, UNIT);
+    await flushedUnits(`${cache}/${name}`, blob, UNIT);
   }
 }

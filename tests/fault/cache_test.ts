@@ -20,6 +20,7 @@ import {
 import type { Bytes } from "../../ffi/handle.ts";
 import { readSource } from "../../ffi/sources.ts";
 import { lib } from "../../ffi/library.ts";
+import { createDisk } from "../../src/source/cache/disk.ts";
 import { openStore, presentUnits } from "../../src/source/cache/file.ts";
 import { hasBit } from "../../src/source/cache/units.ts";
 import { SourceError } from "../../src/source/source.ts";
@@ -162,15 +163,16 @@ Deno.test("more than a thousand extents in one range are read right", async () =
   assert(origin.delivered <= content.length / 2 + 1);
 });
 
-Deno.test("allocated is not written: unwritten extents are holes", () => {
+Deno.test("allocated is not written: unwritten extents are holes", async () => {
   using dir = tempDir();
   const path = dir.file("file");
-  const { fd } = openStore(path);
+  const disk = createDisk();
+  const { fd } = await openStore(disk, path);
   truncateFd(fd, 4 * UNIT);
   assert(lib.obd_io_allocate(fd, 0, 0n, BigInt(2 * UNIT)) >= 0);
   pwriteFd(fd, noise(1, UNIT), 2 * UNIT);
   const blocks = Deno.statSync(path).blocks ?? 0;
-  const bits = presentUnits(fd, 4 * UNIT, UNIT, blocks);
+  const bits = await presentUnits(disk, fd, 4 * UNIT, UNIT, blocks);
   closeFd(fd);
   assert.deepEqual([0, 1, 2, 3].map((i) => hasBit(bits, i)), [
     false,
@@ -323,7 +325,7 @@ Deno.test("a cache file that can only be read serves what it holds", async () =>
   }
   const before = origin.delivered;
   await using sources = sourcesOf(origin, dir.file("cache"));
-  assert(sources.pool.hold());
+  assert(await sources.pool.hold());
   const EROFS = 30;
   faultIo(IO.OPEN, 1, EROFS, 1);
   assert.deepEqual(await readBlob(sources, url), content);
@@ -524,7 +526,7 @@ Deno.test("a directory that another process holds is read past, and said once", 
   const origin = makeOrigin(content);
   const cache = dir.file("cache");
   await using holder = sourcesOf(origin, cache);
-  assert(holder.pool.hold());
+  assert(await holder.pool.hold());
   const lines: string[] = [];
   const log = (line: string) => lines.push(line);
   await using other = sourcesOf(origin, cache, { log });
@@ -763,10 +765,10 @@ Deno.test("eviction: closed blobs go first when they were used longer ago, pinne
     names.map((name) =>
       [...Deno.readDirSync(cache)].some((entry) => entry.name === name)
     );
-  sources.pool.pin(names[0] ?? "", true);
+  await sources.pool.pin(names[0] ?? "", true);
   await sources.pool.prune(16 * UNIT + 8192);
   assert.deepEqual(there(), [true, false, true]);
-  sources.pool.pin(names[0] ?? "", false);
+  await sources.pool.pin(names[0] ?? "", false);
   await sources.pool.prune(0);
   assert.deepEqual(there(), [false, false, false]);
 });

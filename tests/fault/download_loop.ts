@@ -69,7 +69,7 @@ export async function killDuringDownload(rounds: number): Promise<void> {
       blocks = [];
       continue;
     }
-    const now = writtenBlocks(setup.temp, setup.size);
+    const now = await writtenBlocks(setup.temp, setup.size);
     assert(now.length >= blocks.length);
     blocks = now;
   }

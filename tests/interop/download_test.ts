@@ -133,7 +133,7 @@ Deno.test("a download that was ended goes on where it stopped", async () => {
     );
     await image.background.download?.close();
   }
-  const blocks = writtenBlocks(setup.temp, setup.size);
+  const blocks = await writtenBlocks(setup.temp, setup.size);
   assert(blocks.length >= 16);
   setup.server.requests.length = 0;
   await using host = setup.host("cache 2");

@@ -7,6 +7,7 @@
 import assert from "node:assert/strict";
 import { closeFd, O, openFd } from "../../ffi/files.ts";
 import type { DownloadConfig } from "../../src/image/config.ts";
+import { createDisk } from "../../src/source/cache/disk.ts";
 import { presentUnits } from "../../src/source/cache/file.ts";
 import {
   type BlobRequest,
@@ -81,14 +82,25 @@ export async function setUp(
 }
 
 /** The whole blocks of a file that have been written, as [from, to). */
-export function writtenBlocks(path: string, size: number): [number, number][] {
+export async function writtenBlocks(
+  path: string,
+  size: number,
+): Promise<[number, number][]> {
   using file = Deno.openSync(path);
   const fd = openFd(path, O.RDONLY);
   try {
-    const bits = presentUnits(fd, size, BLOCK, file.statSync().blocks ?? 0);
+    const bits = await presentUnits(
+      createDisk(),
+      fd,
+      size,
+      BLOCK,
+      file.statSync().blocks ?? 0,
+    );
     return Array.from({ length: Math.ceil(size / BLOCK) }, (_, i) => i)
       .filter((i) => (bits[i >> 3] ?? 0) >> (i & 7) & 1)
-      .map((i) => [i * BLOCK, Math.min(size, (i + 1) * BLOCK)]);
+      .map((
+        i,
+      ): [number, number] => [i * BLOCK, Math.min(size, (i + 1) * BLOCK)]);
   } finally {
     closeFd(fd);
   }

@@ -156,31 +156,39 @@ export function cacheRoutes({ service }: ApiContext): OpenAPIHono {
       throw new RequestError("invalid", cause.message, { cause });
     }
   };
-  routes.openapi(stat, async (c) => c.json(await manager().stat(), 200));
+  routes.openapi(
+    stat,
+    async (c) => c.json(await (await manager()).stat(), 200),
+  );
   routes.openapi(
     list,
-    async (c) => c.json({ blobs: await manager().list() }, 200),
+    async (c) => c.json({ blobs: await (await manager()).list() }, 200),
   );
   routes.openapi(prune, async (c) => {
     const { names, target } = c.req.valid("json");
-    return c.json(await asked(() => manager().prune(names, target)), 200);
+    return c.json(
+      await asked(async () => (await manager()).prune(names, target)),
+      200,
+    );
   });
   routes.openapi(
     pins,
-    async (c) => c.json({ names: await manager().pin([], true) }, 200),
+    async (c) => c.json({ names: await (await manager()).pin([], true) }, 200),
   );
   for (const [route, on] of [[pin, true], [unpin, false]] as const) {
     routes.openapi(route, async (c) => {
       const { names } = c.req.valid("json");
       return c.json(
-        { names: await asked(() => manager().pin(names, on)) },
+        { names: await asked(async () => (await manager()).pin(names, on)) },
         200,
       );
     });
   }
   routes.openapi(verify, async (c) => {
     const { names } = c.req.valid("json");
-    return c.json({ blobs: await asked(() => manager().verify(names)) }, 200);
+    return c.json({
+      blobs: await asked(async () => (await manager()).verify(names)),
+    }, 200);
   });
   return routes;
 }

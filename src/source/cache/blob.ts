@@ -7,18 +7,19 @@
  */
 import {
   cacheSource,
+  closeSource,
   fill,
   isWanted,
   setBitmap,
   takeUsed,
   windowSource,
 } from "../../../ffi/cache.ts";
-import { preadFd } from "../../../ffi/files.ts";
 import type { Bytes, Source } from "../../../ffi/handle.ts";
 import type { Miss } from "../../../ffi/miss.ts";
 import type { TarPayload } from "../../format/tar.ts";
 import { newSourceId, routeMisses } from "../miss.ts";
 import { type Blob, endable, type RangeBody, SourceError } from "../source.ts";
+import type { Disk } from "./disk.ts";
 import type { UnitVictims } from "./evict.ts";
 import { createFetcher, type FetchParts } from "./fetch.ts";
 import { type Media, openMedia } from "./media.ts";
@@ -50,6 +51,8 @@ const CORRUPT_MEMORY_MS = 5_000;
 /** What a blob is opened with. */
 export interface BlobOptions extends FetchParts {
   fd: number;
+  /** that it lies on */
+  disk: Disk;
   /** of the file; undefined: it has no name */
   path: string | undefined;
   /** false: the file has no name, so what it holds is bounded */
@@ -63,8 +66,8 @@ export interface BlobOptions extends FetchParts {
   spill: SpillBudget;
   /** the answer to the first request, which told the size */
   head: RangeBody | undefined;
-  /** the kept file is about to change */
-  onChange: () => void;
+  /** the kept file is about to change: may, once this resolves */
+  onChange: () => Promise<void>;
   /** makes room on a full disk, if it can */
   onFull: () => Promise<void>;
   onWrite: (at: number, bytes: number, us: number) => void;
@@ -114,14 +117,21 @@ export interface CachedBlob extends Disposable {
   /** True when all of the range is here. */
   has(at: number, length: number): boolean;
   /**
-   * Copies bytes from `at` of the whole blob; false, and nothing copied, when
-   * not all of them are in its file.
+   * Copies bytes from `at` of the whole blob; false, and what is copied says
+   * nothing, when not all of them are in its file.
    */
-  peek(at: number, into: Bytes): boolean;
-  /** Its file is not changed any more: from now on it is somebody else's. */
+  peek(at: number, into: Bytes): Promise<boolean>;
+  /**
+   * Its file is not changed any more: from now on it is somebody else's.
+   *
+   * @throws {Error} something may change it still
+   */
   freeze(): void;
-  /** Forgets everything: what was fetched is not what it should be. */
-  forget(): void;
+  /**
+   * Forgets everything, at once: what was fetched is not what it should be.
+   * Resolves when its space is given back.
+   */
+  forget(): Promise<void>;
   close(): void;
 }
 
@@ -142,11 +152,13 @@ export interface OwnedBlob extends CachedBlob {
   settle(): Promise<void>;
   /** such writes */
   late(): number;
+  /** Resolves when its file is closed, or cannot be in time. */
+  close(): Promise<void>;
 }
 
 /** Opens a blob; takes the descriptor and the head over. */
 export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
-  const { fd, kept, size, unit, refill, log } = options;
+  const { fd, disk, kept, size, unit, refill, log } = options;
   const count = Math.ceil(size / unit);
   const perRefill = Math.max(1, refill / unit);
   const here = options.present.slice();
@@ -169,7 +181,9 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
   const openedAt = Date.now();
   const damage = new Map<number, { times: number; at: number }>();
 
+  let drops = 0;
   const drop = (i: number) => {
+    drops++;
     if (hasBit(here, i)) left++;
     putBit(here, i, false);
     media.drop(i);
@@ -319,12 +333,21 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
   const settle = async () => {
     settled = true;
     await fetcher.settle();
+    await media.given();
     media.close();
   };
-  const close = () => {
+  const inFile = (at: number, length: number) => {
+    if (at + length > size || !has(at, length)) return false;
+    const run = under(at, length);
+    for (let i = run.first; i < run.first + run.count; i++) {
+      if (media.spilled().has(i)) return false;
+    }
+    return true;
+  };
+  const close = async () => {
     closed = true;
     route[Symbol.dispose]();
-    source.close();
+    await disk.closing(() => closeSource(source));
   };
   return {
     name: blob.name,
@@ -346,17 +369,15 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
     },
     prefetch: (at, length, signal) => wait(under(at, length), signal),
     has,
-    peek(at, into) {
-      if (at + into.length > size || !has(at, into.length)) return false;
-      const run = under(at, into.length);
-      for (let i = run.first; i < run.first + run.count; i++) {
-        if (media.spilled().has(i)) return false;
-      }
-      return preadFd(fd, into, at) === into.length;
+    async peek(at, into) {
+      const before = drops;
+      return inFile(at, into.length) &&
+        await disk.pread(fd, into, at) === into.length && drops === before;
     },
     freeze: () => media.freeze(),
     forget() {
       for (let i = 0; i < count; i++) if (hasBit(here, i)) drop(i);
+      return media.given();
     },
     present() {
       const bits = here.slice();
@@ -378,6 +399,7 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
           stats.evicted++;
           drop(i);
         },
+        given: media.given,
       };
     },
     settle,

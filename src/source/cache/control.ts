@@ -10,6 +10,7 @@
 import * as z from "zod/mini";
 import type { Progress } from "../../../ffi/pipelines.ts";
 import { type createLender, readRequest } from "./lend.ts";
+import type { Disk } from "./disk.ts";
 import type { CacheManager } from "./manage.ts";
 
 const names = z.array(z.string());
@@ -122,15 +123,14 @@ async function serveOne(
  * Answers commands until it is closed.  Only who holds the directory may
  * call it: a socket of that name is one that was left behind.
  */
-export function serveControl(
+export async function serveControl(
+  disk: Disk,
   path: string,
   holder: Holder,
-): { close(): void } {
-  try {
-    Deno.removeSync(path);
-  } catch (error) {
+): Promise<{ close(): Promise<void> }> {
+  await disk.remove(path).catch((error) => {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
-  }
+  });
   const listener = Deno.listen({ transport: "unix", path });
   listener.unref();
   const accept = async () => {
@@ -140,12 +140,9 @@ export function serveControl(
   };
   accept().catch(() => {});
   return {
-    close() {
-      try {
-        Deno.removeSync(path);
-      } catch {
-        // Gone with its directory.
-      }
+    async close() {
+      // Gone with its directory, or left to the next one.
+      await disk.remove(path).catch(() => {});
       listener.close();
       holder.lender.close();
     },

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { preadFd } from "../../../ffi/files.ts";
+import { preadFdAsync } from "../../../ffi/files_async.ts";
 
 const PIECE = 1 << 20;
 
@@ -16,12 +16,14 @@ export class DigestError extends Error {
 /**
  * The digest of bytes [0, size) of a file, as `sha256:<hex>`.
  *
+ * @param read how it is read
  * @throws the reason of `signal`; {EngineError} it cannot be read
  */
 export async function sha256Of(
   fd: number,
   size: number,
   signal?: AbortSignal,
+  read = preadFdAsync,
 ): Promise<string> {
   const { createHash } = await import("node:crypto");
   const hash = createHash("sha256");
@@ -29,8 +31,7 @@ export async function sha256Of(
   for (let at = 0; at < size; at += PIECE) {
     signal?.throwIfAborted();
     const piece = memory.subarray(0, Math.min(PIECE, size - at));
-    hash.update(piece.subarray(0, preadFd(fd, piece, at)));
-    await new Promise((done) => setTimeout(done));
+    hash.update(piece.subarray(0, await read(fd, piece, at)));
   }
   return `sha256:${hash.digest("hex")}`;
 }

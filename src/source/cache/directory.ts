@@ -4,7 +4,9 @@
  *
  * @module
  */
-import { closeFd, flock, LOCK, O, openFd } from "../../../ffi/files.ts";
+import { EngineError } from "../../../ffi/errors.ts";
+import { LOCK, O } from "../../../ffi/files.ts";
+import type { Disk } from "./disk.ts";
 
 const BLOCK = 512;
 
@@ -34,18 +36,34 @@ function why(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-/** Everything below a directory that takes space. */
-export async function walk(dir: string, below = ""): Promise<PoolFile[]> {
+/** True when a disk, asked for something, did not answer. */
+export function isHung(error: unknown): boolean {
+  return error instanceof EngineError && error.code === "ETIMEDOUT";
+}
+
+/**
+ * Everything below a directory that takes space.
+ *
+ * @throws {EngineError} ETIMEDOUT: the disk hangs
+ */
+export async function walk(
+  disk: Disk,
+  dir: string,
+  below = "",
+): Promise<PoolFile[]> {
   const files: PoolFile[] = [];
+  const list = () => Array.fromAsync(Deno.readDir(dir));
   try {
-    for await (const { name, isDirectory } of Deno.readDir(dir)) {
+    const entries = await disk.call(`cannot list ${dir}`, list);
+    for (const { name, isDirectory } of entries) {
       const path = `${dir}/${name}`;
       if (isDirectory) {
-        files.push(...await walk(path, `${below}${name}/`));
+        files.push(...await walk(disk, path, `${below}${name}/`));
         continue;
       }
       try {
-        const info = await Deno.lstat(path);
+        const look = () => Deno.lstat(path);
+        const info = await disk.call(`cannot look at ${path}`, look);
         files.push({
           name: `${below}${name}`,
           path,
@@ -56,11 +74,13 @@ export async function walk(dir: string, below = ""): Promise<PoolFile[]> {
             info.atime?.getTime() ?? 0,
           ),
         });
-      } catch {
+      } catch (error) {
+        if (isHung(error)) throw error;
         // Gone since.
       }
     }
-  } catch {
+  } catch (error) {
+    if (isHung(error)) throw error;
     // Gone, or not to be read: nothing that can be evicted.
   }
   return files;
@@ -69,15 +89,16 @@ export async function walk(dir: string, below = ""): Promise<PoolFile[]> {
 /** Who holds a directory. */
 export interface Holder {
   /** True when this process holds it, from now on. */
-  hold(): boolean;
+  hold(): Promise<boolean>;
   /** True when another process did, the last time that was tried. */
   isElsewhere(): boolean;
-  release(): void;
+  release(): Promise<void>;
 }
 
 /** Makes the holder of a directory; nothing is touched yet. */
 export function createHolder(
-  { dir, stateDir, log, onHold, borrow }: {
+  { disk, dir, stateDir, log, onHold, borrow }: {
+    disk: Disk;
     dir: string;
     stateDir: string;
     log: (line: string) => void;
@@ -89,31 +110,52 @@ export function createHolder(
   let lock: { fd: number; inode: number | null } | undefined;
   let saidHeld = false;
   let elsewhere = false;
+  let holding: Promise<boolean> | undefined;
 
-  const release = () => {
-    if (lock !== undefined) closeFd(lock.fd);
+  const release = async () => {
+    const held = lock;
     lock = undefined;
+    if (held !== undefined) await disk.close(held.fd);
   };
-  const hold = (): boolean => {
+  const makeDir = (path: string, mode: number) =>
+    disk.call(
+      `cannot make ${path}`,
+      () => Deno.mkdir(path, { recursive: true, mode }),
+    );
+  /** Somebody may have removed the directory that is held. */
+  const isStill = async (): Promise<boolean> => {
+    if (lock === undefined) return false;
     try {
-      // Somebody may have removed the directory that is held.
-      if (lock !== undefined) {
-        const info = Deno.statSync(dir);
-        if (info.ino === lock.inode) return true;
-      }
-    } catch {
-      // Made anew below.
+      return (await disk.stat(dir)).ino === lock.inode;
+    } catch (error) {
+      // What hangs is held all the same.
+      if (isHung(error)) throw error;
+      return false;
     }
-    release();
-    let fd: number | undefined;
-    elsewhere = false;
+  };
+  const take = async (): Promise<boolean> => {
+    await release();
+    await makeDir(dir, 0o755);
+    const fd = await disk.open(dir, O.RDONLY);
     try {
-      Deno.mkdirSync(dir, { recursive: true, mode: 0o755 });
-      fd = openFd(dir, O.RDONLY);
-      if (flock(fd, LOCK.EX | LOCK.NB)) {
-        lock = { fd, inode: Deno.statSync(dir).ino };
+      if (!await disk.flock(fd, LOCK.EX | LOCK.NB)) {
+        await disk.close(fd);
+        return false;
+      }
+      lock = { fd, inode: (await disk.stat(dir)).ino };
+      return true;
+    } catch (error) {
+      await disk.close(fd);
+      throw error;
+    }
+  };
+  const tryHold = async (): Promise<boolean> => {
+    try {
+      if (await isStill()) return true;
+      elsewhere = false;
+      if (await take()) {
         saidHeld = false;
-        makeStateDir();
+        await makeStateDir();
         onHold();
         return true;
       }
@@ -129,12 +171,11 @@ export function createHolder(
       }
     }
     saidHeld = true;
-    if (fd !== undefined) closeFd(fd);
     return false;
   };
-  const makeStateDir = () => {
+  const makeStateDir = async () => {
     try {
-      Deno.mkdirSync(stateDir, { recursive: true, mode: 0o700 });
+      await makeDir(stateDir, 0o700);
     } catch (error) {
       log(
         `WARNING cannot use ${stateDir}: ${why(error)}: what the cache holds ` +
@@ -142,5 +183,12 @@ export function createHolder(
       );
     }
   };
-  return { hold, isElsewhere: () => elsewhere, release };
+  return {
+    hold: () => holding ??= tryHold().finally(() => holding = undefined),
+    isElsewhere: () => elsewhere,
+    async release() {
+      await holding;
+      await release();
+    },
+  };
 }

@@ -56,7 +56,7 @@ export interface Victim {
   lastUsed: number;
   /** that come free */
   bytes: number;
-  evict(): void;
+  evict(): void | Promise<void>;
 }
 
 /** Units of an open blob, some of which may go. */
@@ -68,6 +68,8 @@ export interface UnitVictims {
   /** that come free */
   bytes(unit: number): number;
   evict(unit: number): void;
+  /** resolves when what was evicted is free */
+  given?(): Promise<void>;
 }
 
 const DIGIT = 0x10000;
@@ -137,17 +139,21 @@ export async function evictOldest(
 ): Promise<number> {
   let left = [...files].sort((a, b) => a.lastUsed - b.lastUsed);
   let freed = 0;
-  const evictFiles = (isDue: (time: number) => boolean) => {
-    left = left.filter((file) => {
-      if (freed >= bytes || !isDue(secondOf(file))) return true;
+  const evictFiles = async (isDue: (time: number) => boolean) => {
+    const stay: Victim[] = [];
+    for (const file of left) {
+      if (freed >= bytes || !isDue(secondOf(file))) {
+        stay.push(file);
+        continue;
+      }
       try {
-        file.evict();
+        await file.evict();
         freed += file.bytes;
       } catch {
         // It stays; the next one goes.
       }
-      return false;
-    });
+    }
+    left = stay;
   };
   const evictUnits = async (isDue: (time: number) => boolean) => {
     let turn = 0;
@@ -168,10 +174,11 @@ export async function evictOldest(
     const older = (time: number) => time < last;
     const same = (time: number) => time === last;
     for (const isDue of [older, same]) {
-      evictFiles(isDue);
+      await evictFiles(isDue);
       await evictUnits(isDue);
     }
     progress = freed > before.freed || left.length < before.files;
   }
+  await Promise.all(blobs.map((blob) => blob.given?.()));
   return freed;
 }

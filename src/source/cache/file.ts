@@ -5,9 +5,10 @@
  *
  * @module
  */
-import { closeFd, O, openFd, seekFd, sizeOfFd } from "../../../ffi/files.ts";
+import { O, openFd } from "../../../ffi/files.ts";
 import type { Bytes } from "../../../ffi/handle.ts";
 import { EngineError } from "../../../ffi/errors.ts";
+import type { Disk } from "./disk.ts";
 import { newBits, putBit } from "./units.ts";
 
 /** Holes and data come in pieces of this size. */
@@ -26,20 +27,20 @@ export interface StoreFile {
  * Opens the file of a blob, makes it where there is none.  One that can only
  * be read serves what it holds.
  */
-export function openStore(path: string): StoreFile {
+export async function openStore(disk: Disk, path: string): Promise<StoreFile> {
   let fd: number;
   try {
-    fd = openFd(path, O.RDWR | O.CREAT, 0o644);
+    fd = await disk.open(path, O.RDWR | O.CREAT, 0o644);
   } catch (error) {
     const readonly = error instanceof EngineError &&
       ["EROFS", "EACCES", "EPERM"].includes(error.code);
     if (!readonly) throw error;
-    fd = openFd(path, O.RDONLY);
+    fd = await disk.open(path, O.RDONLY);
   }
   try {
-    return { fd, size: sizeOfFd(fd), kept: true };
+    return { fd, size: await disk.size(fd), kept: true };
   } catch (error) {
-    closeFd(fd);
+    await disk.close(fd);
     throw error;
   }
 }
@@ -85,22 +86,23 @@ export function provenSize(length: number): number | undefined {
  *   whole pages of both go
  * @param blocks its st_blocks
  */
-export function presentUnits(
+export async function presentUnits(
+  disk: Pick<Disk, "seek" | "size">,
   fd: number,
   size: number,
   unit: number,
   blocks: number,
-): Bytes {
+): Promise<Bytes> {
   const count = Math.ceil(size / unit);
   const bits = newBits(count);
-  const length = sizeOfFd(fd);
+  const length = await disk.size(fd);
   const shorter = Math.min(size, length);
   const end = length === size ? size : shorter - shorter % PAGE;
   let total = 0;
   for (let at = 0; at < end;) {
-    const from = seekFd(fd, at, "data");
+    const from = await disk.seek(fd, at, "data");
     if (from === undefined || from >= end) break;
-    const to = Math.min(end, seekFd(fd, from, "hole") ?? end);
+    const to = Math.min(end, await disk.seek(fd, from, "hole") ?? end);
     total += to - from;
     const last = to === size ? count : Math.floor(to / unit);
     for (let i = Math.ceil(from / unit); i < last; i++) putBit(bits, i, true);

@@ -50,7 +50,7 @@ async function piece(
   const bytes = new Uint8Array(length);
   for (let left = TRIES; left > 0; left--) {
     await blob.prefetch(at, length);
-    if (blob.peek(at, bytes)) return bytes;
+    if (await blob.peek(at, bytes)) return bytes;
   }
   // No file keeps them.
   const body = await blob.origin.range(at, length);

@@ -6,14 +6,13 @@
  * @module
  */
 import { blobName } from "../source.ts";
-import { closeFd } from "../../../ffi/files.ts";
 import type { Progress } from "../../../ffi/pipelines.ts";
 import type { SourceSet } from "../sources.ts";
 import { limitsOf } from "./evict.ts";
 import { DigestError, sha256Of } from "./digest.ts";
 import { openStore, presentUnits } from "./file.ts";
 import { isDigest, type PoolFile } from "./directory.ts";
-import { loadSaved, removeSaved } from "./state.ts";
+import { loadSaved } from "./state.ts";
 import { countBits } from "./units.ts";
 import { keepWhole } from "./whole.ts";
 
@@ -122,35 +121,36 @@ export function createManager(
   sources: SourceSet,
   limits: { unit: number; capacity: number | undefined },
 ): CacheManager {
-  const { pool } = sources;
+  const { pool, disk } = sources;
   const { unit, capacity } = limits;
 
   /** What a file on disk holds, without opening its blob. */
-  const look = ({ name, path }: PoolFile) => {
-    const saved = loadSaved(pool.statePath(name), path);
-    const { fd, size: length } = openStore(path);
+  const look = async ({ name, path }: PoolFile) => {
+    const saved = await loadSaved(disk, pool.statePath(name), path);
+    const { fd, size: length } = await openStore(disk, path);
     try {
       const size = saved?.size ?? length;
-      const { blocks } = Deno.statSync(path);
+      const { blocks } = await disk.stat(path);
       const kept = saved?.presence;
       const bits = kept !== undefined && kept.unit === unit
         ? kept.bits
-        : presentUnits(fd, size, unit, blocks ?? 0);
+        : await presentUnits(disk, fd, size, unit, blocks ?? 0);
       const whole = countBits(bits) === Math.ceil(size / unit);
       return { size, whole, verified: kept?.verified ?? false };
     } finally {
-      closeFd(fd);
+      await disk.close(fd);
     }
   };
   const list = async (): Promise<CacheEntry[]> => {
     const open = sources.blobs();
     const entries: CacheEntry[] = [];
+    const pins = await pool.pins();
     for (const file of await pool.files()) {
       const { name } = file;
       if (!isDigest(name)) continue;
       const opened = open.get(name);
-      const at = Math.max(file.lastUsed, pool.lastUse(name));
-      const state = opened === undefined ? look(file) : {
+      const at = Math.max(file.lastUsed, await pool.lastUse(name));
+      const state = opened === undefined ? await look(file) : {
         size: opened.blob.size,
         whole: opened.blob.has(0, opened.blob.size),
         verified: opened.verified(),
@@ -160,36 +160,34 @@ export function createManager(
         ...state,
         bytes: file.bytes,
         open: opened !== undefined,
-        pinned: pool.pins().has(name),
+        pinned: pins.has(name),
         lastUsed: new Date(opened === undefined ? at : Date.now())
           .toISOString(),
       });
     }
     return entries.sort((a, b) => a.name < b.name ? -1 : 1);
   };
-  const drop = (file: PoolFile) => {
+  const drop = async (file: PoolFile): Promise<void> => {
     const opened = sources.blobs().get(file.name);
-    if (opened !== undefined) return opened.blob.forget();
-    Deno.removeSync(file.path);
-    removeSaved(pool.statePath(file.name));
+    await (opened === undefined ? pool.remove(file) : opened.blob.forget());
   };
   const verifyOne = async (file: PoolFile): Promise<Verified["state"]> => {
     const opened = sources.blobs().get(file.name);
     let digest: string | undefined;
     if (opened !== undefined) digest = await opened.digest();
     else {
-      const { whole, size } = look(file);
+      const { whole, size } = await look(file);
       if (!whole) return "partial";
-      const { fd } = openStore(file.path);
+      const { fd } = await openStore(disk, file.path);
       try {
-        digest = await sha256Of(fd, size);
+        digest = await sha256Of(fd, size, undefined, disk.pread);
       } finally {
-        closeFd(fd);
+        await disk.close(fd);
       }
     }
     if (digest === undefined) return "partial";
     if (digest === file.name) return "right";
-    drop(file);
+    await drop(file);
     return "wrong";
   };
   const named = async (names: readonly string[]) => {
@@ -253,7 +251,7 @@ export function createManager(
         free: await pool.free(),
         blobs: blobs.length,
         openBlobs: open.length,
-        pinned: pool.pins().size,
+        pinned: (await pool.pins()).size,
         foreignBytes: sum(files) - sum(blobs),
         fetches: total((stats) => stats.fetches),
         fetchedBytes: total((stats) => stats.fetchedBytes),
@@ -274,7 +272,7 @@ export function createManager(
       if (names.length > 0) {
         for (const { name, file } of await named(names)) {
           if (file === undefined) throw new Error(`the cache has no ${name}`);
-          drop(file);
+          await drop(file);
           freed += file.bytes;
         }
       } else {
@@ -285,13 +283,14 @@ export function createManager(
       const left = await pool.files();
       return { freed, used: left.reduce((sum, { bytes }) => sum + bytes, 0) };
     },
-    pin(names, on) {
+    async pin(names, on) {
       const known = names.map(checkName);
-      if (on && pool.pins().size + known.length > PINS_MAX) {
+      const { size } = await pool.pins();
+      if (on && size + known.length > PINS_MAX) {
         throw new Error(`no more than ${PINS_MAX} blobs can be pinned`);
       }
-      for (const name of known) pool.pin(name, on);
-      return Promise.resolve([...pool.pins()].sort());
+      for (const name of known) await pool.pin(name, on);
+      return [...await pool.pins()].sort();
     },
     async pull(blobs, onProgress, signal) {
       let done = 0;

@@ -11,7 +11,9 @@ import { EngineError } from "../../../ffi/errors.ts";
 import { closeFd, punchFd, pwriteFd } from "../../../ffi/files.ts";
 import type { Source } from "../../../ffi/handle.ts";
 import { openUnlinked } from "./file.ts";
+import type { Disk } from "./disk.ts";
 import type { SpillBudget } from "./spill.ts";
+import type { Run } from "./units.ts";
 
 /** Which of the two files a unit lies in. */
 export type Place = "file" | "spill";
@@ -22,13 +24,14 @@ export interface MediaOptions {
   name: string;
   source: Source;
   fd: number;
+  disk: Disk;
   /** false: the file has no name either, and is bounded the same way */
   kept: boolean;
   /** bytes */
   unit: number;
   spill: SpillBudget;
-  /** the file is about to change */
-  onChange: () => void;
+  /** the file is about to change: may, once this resolves */
+  onChange: () => Promise<void>;
   /** makes room on a full disk, if it can */
   onFull: () => Promise<void>;
   /** the budget is used up: the blob has to forget a unit */
@@ -57,13 +60,19 @@ export interface Media {
     wanted: Place | undefined,
     onLand: () => void,
   ): Promise<void>;
-  /** A unit is there no longer; its space is given back. */
+  /** A unit is there no longer; its space is given back soon. */
   drop(unit: number): void;
+  /** Resolves when the space of what was dropped is given back, or not. */
+  given(): Promise<void>;
   /** the units that are not in the cache's file */
   spilled(): ReadonlySet<number>;
-  /** The cache's file is not changed any more. */
+  /**
+   * The cache's file is not changed any more.
+   *
+   * @throws {Error} something that was given up may change it still
+   */
   freeze(): void;
-  /** writes to the cache's file that were given up and have not ended */
+  /** changes of the cache's file that were given up and have not ended */
   late(): number;
   /** Lets the budget go. */
   close(): void;
@@ -73,16 +82,21 @@ export interface Media {
 const WRITE_MS = 5_000;
 /** So long a file that failed is left alone. */
 const PAUSE_MS = 10_000;
+const ETIMEDOUT = 110;
 
 /** Makes the media of an open blob. */
 export function openMedia(options: MediaOptions): Media {
-  const { name, source, fd, kept, unit, spill, log } = options;
+  const { name, source, fd, disk, kept, unit, spill, log } = options;
   const spilled = new Set<number>();
   let spillFd: number | undefined;
   let pausedUntil = -Infinity;
   let failing = false;
   let frozen = false;
-  let late = 0;
+  let lateWrites = 0;
+  /** dropped, and their space not given back yet */
+  const doomed = new Set<number>();
+  let punching: { run: Run; done: Promise<void> } | undefined;
+  let giving: Promise<void> | undefined;
 
   const openSpill = (): number => {
     if (spillFd !== undefined) return spillFd;
@@ -116,20 +130,39 @@ export function openMedia(options: MediaOptions): Media {
     land("spill", at, n);
     onLand();
   };
-  const toFile = (
+  const late = () => lateWrites + disk.late();
+  const isOpen = () =>
+    !frozen && late() === 0 && !(kept && performance.now() < pausedUntil);
+  const toFile = async (
+    buffer: WriteBuffer,
+    at: number,
+    n: number,
+    onLand: () => void,
+  ) => {
+    await options.onChange();
+    const first = at / unit;
+    const end = Math.ceil((at + n) / unit);
+    for (let i = first; i < end; i++) doomed.delete(i);
+    while (
+      punching !== undefined && punching.run.first < end &&
+      first < punching.run.first + punching.run.count
+    ) await punching.done;
+    if (!isOpen()) throw new EngineError(ETIMEDOUT, "cannot write");
+    await write(buffer, at, n, onLand);
+  };
+  const write = (
     buffer: WriteBuffer,
     at: number,
     n: number,
     onLand: () => void,
   ) =>
     new Promise<void>((resolve, reject) => {
-      options.onChange();
       writeBuffer(buffer, source, at, n, {
         limitMs: options.writeMs ?? WRITE_MS,
         onEnd(error, us) {
           options.onWrite(at, error === undefined ? n : -1, us);
           if (error !== undefined) {
-            if (isLate(buffer)) late++;
+            if (isLate(buffer)) lateWrites++;
             return reject(error);
           }
           failing = false;
@@ -137,7 +170,7 @@ export function openMedia(options: MediaOptions): Media {
           onLand();
           resolve();
         },
-        onLate: () => void late--,
+        onLate: () => void lateWrites--,
       });
     });
   const leaveFile = (error: unknown) => {
@@ -152,13 +185,32 @@ export function openMedia(options: MediaOptions): Media {
     }
     failing = true;
   };
-  const isOpen = () =>
-    !frozen && late === 0 && !(kept && performance.now() < pausedUntil);
-  const punch = (file: number, i: number) => {
+  /** The next units side by side that are doomed. */
+  const nextRun = (): Run | undefined => {
+    for (const first of doomed) {
+      let count = 0;
+      while (doomed.delete(first + count)) count++;
+      return { first, count };
+    }
+    return undefined;
+  };
+  const give = async (changes: Promise<void>) => {
+    await changes;
+    for (let run = nextRun(); run !== undefined; run = nextRun()) {
+      const done = disk.punch(fd, run.first * unit, run.count * unit)
+        // The space stays taken; the units are absent all the same.
+        .catch(() => {});
+      punching = { run, done };
+      await done;
+      punching = undefined;
+    }
+    giving = undefined;
+  };
+  const punchSpill = (i: number) => {
     try {
-      punchFd(file, i * unit, unit);
+      if (spillFd !== undefined) punchFd(spillFd, i * unit, unit);
     } catch {
-      // The space stays taken; the unit is absent all the same.
+      // As above.
     }
   };
   return {
@@ -188,19 +240,21 @@ export function openMedia(options: MediaOptions): Media {
     drop(i) {
       evict(source, i, 1);
       spill.remove(source, i);
-      if (spilled.delete(i)) {
-        if (spillFd !== undefined) punch(spillFd, i);
-        return;
-      }
+      if (spilled.delete(i)) return punchSpill(i);
       if (frozen) return;
-      options.onChange();
-      punch(fd, i);
+      const changes = options.onChange();
+      doomed.add(i);
+      giving ??= give(changes);
     },
+    given: () => giving ?? Promise.resolve(),
     spilled: () => spilled,
     freeze() {
+      if (late() > 0 || giving !== undefined) {
+        throw new EngineError(ETIMEDOUT, `cannot leave the file of ${name}`);
+      }
       frozen = true;
     },
-    late: () => late,
+    late,
     close: () => spill.forget(source),
   };
 }

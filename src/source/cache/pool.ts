@@ -8,9 +8,11 @@
  * @module
  */
 import type { OwnedBlob } from "./blob.ts";
+import type { Disk } from "./disk.ts";
 import {
   createHolder,
   isDigest,
+  isHung,
   type PoolFile,
   stateDirOf,
   walk,
@@ -35,6 +37,7 @@ export interface EvictionReport {
 /** How a pool is made. */
 export interface PoolOptions {
   dir: string;
+  disk: Disk;
   /** bytes of all its files together; undefined: nothing is evicted */
   capacity: number | undefined;
   /** bytes that its file system should have free */
@@ -51,14 +54,16 @@ export interface PoolOptions {
 export interface Pool {
   readonly dir: string;
   readonly stateDir: string;
+  /** @throws {EngineError} the directory cannot be looked at */
+  exists(): Promise<boolean>;
   /** True when this process holds the directory, from now on. */
-  hold(): boolean;
+  hold(): Promise<boolean>;
   /** True when another process did, the last time that was tried. */
   isElsewhere(): boolean;
   /** where a blob's state is saved */
   statePath(name: string): string;
-  /** A blob is being opened in one of its files: that stays. */
-  opening(name: string): void;
+  /** A blob is to be opened in one of its files: that stays, or is gone. */
+  opening(name: string): Promise<void>;
   /** It is open: its units may be evicted. */
   opened(name: string, blob: OwnedBlob): void;
   closed(name: string): void;
@@ -69,14 +74,16 @@ export interface Pool {
   makeRoom(): Promise<void>;
   /** Evicts down to `target` bytes, whatever the limits say. */
   prune(target: number): Promise<EvictionReport>;
+  /** Drops one that is not open. */
+  remove(file: PoolFile): Promise<void>;
   files(): Promise<PoolFile[]>;
   /** when a blob was closed last, in ms since 1970; 0: nobody knows */
-  lastUse(name: string): number;
-  pins(): Set<string>;
-  pin(name: string, on: boolean): void;
+  lastUse(name: string): Promise<number>;
+  pins(): Promise<ReadonlySet<string>>;
+  pin(name: string, on: boolean): Promise<void>;
   /** bytes free on the file system */
   free(): Promise<number>;
-  close(): void;
+  close(): Promise<void>;
 }
 
 type Timer = ReturnType<typeof setTimeout>;
@@ -95,12 +102,12 @@ function why(error: unknown): string {
 
 /** Makes the pool of a directory; nothing is touched yet. */
 export function createPool(options: PoolOptions): Pool {
-  const { dir, capacity, floor, log } = options;
+  const { dir, disk, capacity, floor, log } = options;
   const stateDir = stateDirOf(dir);
   const statePath = (name: string) => `${stateDir}/${name}${STATE}`;
   const open = new Map<string, OwnedBlob | undefined>();
   const holder = createHolder({ ...options, stateDir });
-  let pinned: Set<string> | undefined;
+  let pinned: Promise<Set<string>> | undefined;
   // Allocated as far as it is known: counted anew by every pass.
   let used = 0;
   let fresh = true;
@@ -109,51 +116,72 @@ export function createPool(options: PoolOptions): Pool {
   let soon: Timer | undefined;
   let room: Promise<void> | undefined;
 
-  const pins = (): Set<string> => {
-    if (pinned !== undefined) return pinned;
-    pinned = new Set();
-    try {
-      for (const { name } of Deno.readDirSync(stateDir)) {
-        if (name.endsWith(PIN)) pinned.add(name.slice(0, -PIN.length));
-      }
-    } catch {
-      // No state, no pins.
-    }
-    return pinned;
+  const readPins = async (): Promise<Set<string>> => {
+    const list = () => Array.fromAsync(Deno.readDir(stateDir));
+    const names = await disk.call(`cannot list ${stateDir}`, list)
+      .catch((error) => {
+        // Nobody knows them: nothing may go.
+        if (isHung(error)) throw error;
+        // No state, no pins.
+        return [];
+      });
+    return new Set(
+      names.map(({ name }) => name).filter((name) => name.endsWith(PIN))
+        .map((name) => name.slice(0, -PIN.length)),
+    );
   };
+  const pins = () =>
+    pinned ??= readPins().catch((error) => {
+      pinned = undefined;
+      throw error;
+    });
 
   const free = async (): Promise<number> => {
     // node:fs takes long to load, and few programs come here.
     const { statfs } = await import("node:fs/promises");
-    const { bavail, bsize } = await statfs(dir);
+    const look = () => statfs(dir);
+    const { bavail, bsize } = await disk.call(`cannot look at ${dir}`, look);
     return bavail * bsize;
   };
-  const lastUse = (name: string): number => {
+  const lastUse = async (name: string): Promise<number> => {
+    const info = await disk.stat(statePath(name)).catch(() => undefined);
+    return info?.mtime?.getTime() ?? 0;
+  };
+  const removing = new Map<string, Promise<void>>();
+  const removeFile = async ({ name, path }: PoolFile): Promise<void> => {
+    // It may have been opened since.
+    if (open.has(name)) throw new Error(`${name} is in use`);
+    const gone = (async () => {
+      await disk.remove(path);
+      await removeSaved(disk, statePath(name));
+    })();
+    removing.set(name, gone);
     try {
-      return Deno.statSync(statePath(name)).mtime?.getTime() ?? 0;
-    } catch {
-      return 0;
+      await gone;
+    } finally {
+      removing.delete(name);
     }
   };
   /** What is not ours is counted and stays. */
-  const closedFiles = (files: readonly PoolFile[]): Victim[] =>
-    files.filter(({ name, bytes }) =>
-      isDigest(name) && !open.has(name) && !pins().has(name) && bytes > 0
-    ).map((file) => ({
-      lastUsed: Math.max(file.lastUsed, lastUse(file.name)),
-      bytes: file.bytes,
-      evict() {
-        // It may have been opened since.
-        if (open.has(file.name)) throw new Error(`${file.name} is in use`);
-        Deno.removeSync(file.path);
-        removeSaved(statePath(file.name));
-      },
-    }));
-  const openUnits = (): UnitVictims[] => {
+  const closedFiles = async (
+    files: readonly PoolFile[],
+    pins: ReadonlySet<string>,
+  ): Promise<Victim[]> => {
+    const all: Victim[] = [];
+    for (const file of files) {
+      const { name, bytes } = file;
+      if (!isDigest(name) || open.has(name) || pins.has(name)) continue;
+      if (bytes === 0) continue;
+      const lastUsed = Math.max(file.lastUsed, await lastUse(name));
+      all.push({ lastUsed, bytes, evict: () => removeFile(file) });
+    }
+    return all;
+  };
+  const openUnits = (pins: ReadonlySet<string>): UnitVictims[] => {
     const now = Date.now();
     const all: UnitVictims[] = [];
     for (const [name, blob] of open) {
-      if (blob !== undefined && !pins().has(name)) {
+      if (blob !== undefined && !pins.has(name)) {
         all.push(blob.evictable(now));
       }
     }
@@ -166,8 +194,9 @@ export function createPool(options: PoolOptions): Pool {
       bytes: number;
     },
   ): Promise<EvictionReport> => {
-    const files = await walk(dir);
+    const files = await walk(disk, dir);
     const space = await free();
+    const stay = await pins();
     used = files.reduce((sum, file) => sum + file.bytes, 0);
     fresh = false;
     const need = bytesToGo(used, space);
@@ -179,8 +208,8 @@ export function createPool(options: PoolOptions): Pool {
     };
     if (need.bytes <= 0) return report;
     report.actualEvict = await evictOldest(
-      closedFiles(files),
-      openUnits(),
+      await closedFiles(files, stay),
+      openUnits(stay),
       need.bytes,
     );
     used -= report.actualEvict;
@@ -246,10 +275,22 @@ export function createPool(options: PoolOptions): Pool {
   return {
     dir,
     stateDir,
+    async exists() {
+      try {
+        await disk.stat(dir);
+        return true;
+      } catch (error) {
+        if (error instanceof Deno.errors.NotFound) return false;
+        throw error;
+      }
+    },
     hold: holder.hold,
     isElsewhere: holder.isElsewhere,
     statePath,
-    opening: (name) => void open.set(name, undefined),
+    async opening(name) {
+      open.set(name, undefined);
+      await removing.get(name)?.catch(() => {});
+    },
     opened(name, blob) {
       open.set(name, blob);
       start();
@@ -278,21 +319,25 @@ export function createPool(options: PoolOptions): Pool {
         const bytes = Math.max(0, now - target);
         return { byCache: bytes, byDisk: 0, bytes };
       }),
-    files: () => walk(dir),
+    remove: removeFile,
+    files: () => walk(disk, dir),
     lastUse,
     pins,
-    pin(name, on) {
+    async pin(name, on) {
       const path = `${stateDir}/${name}${PIN}`;
+      const set = await pins();
       if (on) {
-        Deno.mkdirSync(stateDir, { recursive: true, mode: 0o700 });
-        Deno.writeTextFileSync(path, "", { mode: 0o600 });
-        pins().add(name);
-      } else if (pins().delete(name)) Deno.removeSync(path);
+        await disk.call(`cannot pin ${name}`, async () => {
+          await Deno.mkdir(stateDir, { recursive: true, mode: 0o700 });
+          await Deno.writeTextFile(path, "", { mode: 0o600 });
+        });
+        set.add(name);
+      } else if (set.delete(name)) await disk.remove(path);
     },
     free,
-    close() {
+    async close() {
       stop();
-      holder.release();
+      await holder.release();
     },
   };
 }

@@ -9,14 +9,9 @@
  * @module
  */
 import { crc32c } from "../../../ffi/crc32c.ts";
-import {
-  closeFd,
-  O,
-  openFd,
-  pwriteFd,
-  renamePath,
-} from "../../../ffi/files.ts";
+import { O } from "../../../ffi/files.ts";
 import type { Bytes } from "../../../ffi/handle.ts";
+import type { Disk } from "./disk.ts";
 
 /** What tells that a file is as it was left. */
 export interface Stamp {
@@ -62,8 +57,8 @@ const NO_STAMP: Stamp = {
 };
 
 /** The stamp of a file; @throws it is not there */
-export function stampOf(path: string): Stamp {
-  const info = Deno.statSync(path);
+export async function stampOf(disk: Disk, path: string): Promise<Stamp> {
+  const info = await disk.stat(path);
   return {
     inode: info.ino ?? 0,
     length: info.size,
@@ -146,11 +141,16 @@ export function parseSaved(bytes: Bytes): Saved | undefined {
  * @param path where it was saved
  * @param file the cache file
  */
-export function loadSaved(path: string, file: string): Saved | undefined {
+export async function loadSaved(
+  disk: Disk,
+  path: string,
+  file: string,
+): Promise<Saved | undefined> {
   try {
-    const saved = parseSaved(Deno.readFileSync(path));
+    const read = () => Deno.readFile(path);
+    const saved = parseSaved(await disk.call(`cannot read ${path}`, read));
     if (saved?.presence === undefined) return saved;
-    return sameStamp(saved.presence.stamp, stampOf(file))
+    return sameStamp(saved.presence.stamp, await stampOf(disk, file))
       ? saved
       : { size: saved.size, presence: undefined };
   } catch {
@@ -160,21 +160,25 @@ export function loadSaved(path: string, file: string): Saved | undefined {
 }
 
 /** Saves it, whole or not at all. */
-export function save(path: string, saved: Saved): void {
+export async function save(
+  disk: Disk,
+  path: string,
+  saved: Saved,
+): Promise<void> {
   const half = `${path}.new`;
-  const fd = openFd(half, O.WRONLY | O.CREAT | O.TRUNC, 0o600);
+  const fd = await disk.open(half, O.WRONLY | O.CREAT | O.TRUNC, 0o600);
   try {
-    pwriteFd(fd, encodeSaved(saved), 0);
+    await disk.pwrite(fd, encodeSaved(saved), 0);
   } finally {
-    closeFd(fd);
+    await disk.close(fd);
   }
-  renamePath(half, path);
+  await disk.rename(half, path);
 }
 
 /** Nothing is known any more. */
-export function removeSaved(path: string): void {
+export async function removeSaved(disk: Disk, path: string): Promise<void> {
   try {
-    Deno.removeSync(path);
+    await disk.remove(path);
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
   }

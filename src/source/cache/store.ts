@@ -6,17 +6,12 @@
  *
  * @module
  */
-import {
-  closeFd,
-  flock,
-  LOCK,
-  syncFd,
-  truncateFd,
-} from "../../../ffi/files.ts";
+import { LOCK, truncateFd } from "../../../ffi/files.ts";
 import type { Bytes } from "../../../ffi/handle.ts";
 import { type Blob, type RangeBody, SourceError } from "../source.ts";
 import { type BlobOptions, openCachedBlob, type OwnedBlob } from "./blob.ts";
 import { sha256Of } from "./digest.ts";
+import { createDisk, type Disk } from "./disk.ts";
 import { openStore, openUnlinked, presentUnits, provenSize } from "./file.ts";
 import { loadSaved, type Presence, save, stampOf } from "./state.ts";
 import { countBits, hasBit, newBits } from "./units.ts";
@@ -68,10 +63,14 @@ function why(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-function known({ path, statePath, size }: Kept, length: number): Known {
+async function known(
+  disk: Disk,
+  { path, statePath, size }: Kept,
+  length: number,
+): Promise<Known> {
   const saved = statePath === undefined
     ? undefined
-    : loadSaved(statePath, path);
+    : await loadSaved(disk, statePath, path);
   const { presence } = saved ?? {};
   if (saved?.size === length) return { size: length, presence };
   const told = size > 0 && size === length ? size : undefined;
@@ -89,9 +88,16 @@ async function firstUnits(
 }
 
 /** True when the file has something at its beginning. */
-function hasHead(fd: number, unit: number, length: number, path: string) {
-  const bits = presentUnits(fd, length, unit, Deno.statSync(path).blocks ?? 0);
-  return length > 0 && hasBit(bits, 0);
+async function hasHead(
+  disk: Disk,
+  fd: number,
+  unit: number,
+  length: number,
+  path: string,
+): Promise<boolean> {
+  if (length === 0) return false;
+  const { blocks } = await disk.stat(path);
+  return hasBit(await presentUnits(disk, fd, length, unit, blocks ?? 0), 0);
 }
 
 /**
@@ -107,37 +113,32 @@ export async function openKept(
   signal: AbortSignal,
 ): Promise<OpenedBlob> {
   const { name, path, statePath } = kept;
-  const { unit, refill, log } = shared;
-  const { fd, size: length } = openStore(path);
+  const { unit, refill, log, disk } = shared;
+  const { fd, size: length } = await openStore(disk, path);
   let head: RangeBody | undefined;
   let blob: OwnedBlob;
   let verified = false;
   let wrong: string | undefined;
-  let changed = false;
+  let changed: Promise<void> | undefined;
   /** how often something was written to the file, or taken out of it */
   let edits = 0;
-  const onChange = (size: number) => {
+  const onChange = (size: number): Promise<void> => {
     edits++;
     verified = false;
-    if (changed) return;
-    changed = true;
-    try {
-      if (statePath !== undefined) {
-        save(statePath, { size, presence: undefined });
-      }
-    } catch {
-      // Its stamp says that it is out of date.
-    }
+    return changed ??= statePath === undefined
+      ? Promise.resolve()
+      // Else its stamp says that it is out of date.
+      : save(disk, statePath, { size, presence: undefined }).catch(() => {});
   };
   const stop = new AbortController();
   let checking: Promise<void> | undefined;
   try {
-    if (kept.lock && !flock(fd, LOCK.EX | LOCK.NB)) {
+    if (kept.lock && !await disk.flock(fd, LOCK.EX | LOCK.NB)) {
       throw new Error("another process writes it");
     }
-    const before = known(kept, length);
+    const before = await known(disk, kept, length);
     const begun = before.presence !== undefined ||
-      hasHead(fd, unit, length, path);
+      await hasHead(disk, fd, unit, length, path);
     // Without its head nothing of it can be used: its size is asked for, too.
     let size = begun ? before.size : undefined;
     if (size === undefined) {
@@ -153,12 +154,12 @@ export async function openKept(
       present = before.presence.bits;
       verified = before.presence.verified;
     } else {
-      const { blocks } = Deno.statSync(path);
-      present = presentUnits(fd, total, unit, blocks ?? 0);
+      const { blocks } = await disk.stat(path);
+      present = await presentUnits(disk, fd, total, unit, blocks ?? 0);
     }
     if (length !== total) {
-      onChange(total);
-      truncateFd(fd, total);
+      await onChange(total);
+      await disk.truncate(fd, total);
     }
     blob = openCachedBlob(origin, {
       ...shared,
@@ -173,7 +174,7 @@ export async function openKept(
     });
   } catch (error) {
     head?.cancel();
-    closeFd(fd);
+    await disk.close(fd);
     throw error;
   }
   const isWhole = () =>
@@ -182,7 +183,7 @@ export async function openKept(
   const look = async (signal: AbortSignal): Promise<string | undefined> => {
     while (isWhole()) {
       const before = edits;
-      const digest = await sha256Of(fd, blob.size, signal);
+      const digest = await sha256Of(fd, blob.size, signal, disk.pread);
       if (edits !== before) continue;
       verified = digest === name;
       return digest;
@@ -197,7 +198,7 @@ export async function openKept(
       if (digest === undefined || verified) return;
       wrong = digest;
       log(`ERROR ${origin.name} is ${digest}: all of it is fetched again`);
-      blob.forget();
+      await blob.forget();
     } catch (error) {
       if (!stop.signal.aborted) {
         log(`WARNING cannot check ${path}: ${why(error)}`);
@@ -208,14 +209,18 @@ export async function openKept(
   };
   const leave = async () => {
     if (statePath === undefined) return;
-    if (changed) await syncFd(fd, true);
+    if (changed !== undefined) {
+      // This tells sooner than a sync whether the disk is well.
+      await disk.stat(path);
+      await disk.sync(fd);
+    }
     const presence = {
-      stamp: stampOf(path),
+      stamp: await stampOf(disk, path),
       unit,
       verified,
       bits: blob.present(),
     };
-    save(statePath, { size: blob.size, presence });
+    await save(disk, statePath, { size: blob.size, presence });
   };
   return {
     blob,
@@ -244,7 +249,7 @@ export async function openKept(
       } catch {
         // Its files tell by themselves what they hold.
       }
-      blob.close();
+      await blob.close();
     },
   };
 }
@@ -261,17 +266,20 @@ export async function openPast(
 ): Promise<OpenedBlob> {
   const head = await firstUnits(origin, shared.refill, signal);
   const { fd } = openUnlinked();
+  // Memory: no business of the cache's disk.
+  const disk = createDisk();
   try {
     truncateFd(fd, head.total);
     const blob = openCachedBlob(origin, {
       ...shared,
       fd,
+      disk,
       path: undefined,
       kept: false,
       size: head.total,
       present: newBits(Math.ceil(head.total / shared.unit)),
       head,
-      onChange: () => {},
+      onChange: () => Promise.resolve(),
       onWhole: () => {},
     });
     return {
@@ -281,12 +289,12 @@ export async function openPast(
       wrong: () => undefined,
       async close() {
         await blob.settle();
-        blob.close();
+        await blob.close();
       },
     };
   } catch (error) {
     head.cancel();
-    closeFd(fd);
+    await disk.close(fd);
     throw new SourceError("EIO", `cannot read ${origin.name}: ${why(error)}`, {
       cause: error,
     });

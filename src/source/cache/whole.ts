@@ -47,7 +47,7 @@ export async function keepWhole(
     const wrong = digest ?? opened.wrong();
     if (wrong === undefined) return false;
     if (left === 1) throw new DigestError(`what came is ${wrong}`);
-    blob.forget();
+    await blob.forget();
   }
   return false;
 }

@@ -27,7 +27,10 @@ export interface Realm {
 /** What registries were found to want, by origin; kept however long. */
 export interface Realms {
   get(origin: string): Realm | undefined;
-  set(origin: string, realm: Realm): void;
+  /** may be waited for */
+  set(origin: string, realm: Realm): unknown;
+  /** before it is asked for the first time */
+  ready?(): Promise<void>;
 }
 
 /** What is known of a repository. */
@@ -113,13 +116,13 @@ export function createAuth(
       ? undefined
       : { kind: "bearer", scope: { origin, ...known, scope } };
   };
-  const learn = (url: URL, way: Way) => {
+  const learn = async (url: URL, way: Way): Promise<void> => {
     if (way.kind !== "bearer") return;
     const { origin, realm, service, scope } = way.scope;
     if (scope !== usualScope(repositoryOf(url))) return;
     const known = realms.get(origin);
     if (known?.realm === realm && known.service === service) return;
-    realms.set(origin, { realm, service });
+    await realms.set(origin, { realm, service });
   };
 
   const repositoryFor = (url: URL): Repository => {
@@ -170,7 +173,7 @@ export function createAuth(
     if (way === undefined) return undefined;
     repository.way = way;
     repository.learning?.resolve();
-    learn(url, way);
+    await learn(url, way);
     if (way.kind === "bearer" && shown?.startsWith("Bearer ") === true) {
       tokens.forget(way.scope, shown.slice("Bearer ".length));
     }
@@ -235,6 +238,7 @@ export function createAuth(
 
   return {
     async send(url, send, signal, onWait) {
+      await realms.ready?.();
       const repository = repositoryFor(url);
       // One asks what is wanted; who comes meanwhile waits for the answer,
       // in place of a refusal each.
