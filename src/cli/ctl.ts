@@ -5,7 +5,6 @@
  * @module
  */
 import { type ApiTarget, askApi } from "../service/api/client.ts";
-import { loadServiceConfig } from "../service/config.ts";
 import { CTL_ACTIONS, type CtlAction, type Words } from "./ctl_actions.ts";
 import { EXIT, UsageError } from "./exit.ts";
 import { RUN } from "./ctl_run.ts";
@@ -17,20 +16,31 @@ function readFile(path: string | undefined): string | undefined {
   return path === undefined ? undefined : Deno.readTextFileSync(path);
 }
 
-/** The service that is meant: by the options, else by its configuration. */
-async function targetOf(args: Args<"ctl">): Promise<ApiTarget> {
-  const { api, tokenFile } = args;
-  const { apiConfig } = (await loadServiceConfig(args.serviceConfig)).config;
-  const configured = api === undefined;
-  const from = tokenFile ??
-    (configured && apiConfig.tokenFile !== ""
-      ? apiConfig.tokenFile
-      : undefined);
-  const address = (api ?? apiConfig.address).replace(/^https?:\/\//, "")
-    .replace(/^unix:/, "");
+type Place = Pick<ApiTarget, "address" | "secure"> & { tokenFile?: string };
+
+/** Where a configuration says that the service is. */
+async function configured(path: string | undefined): Promise<Place> {
+  // The schema takes as long to load as all else of this command.
+  const { loadServiceConfig } = await import("../service/config.ts");
+  const { address, certFile, tokenFile } =
+    (await loadServiceConfig(path)).config.apiConfig;
   return {
     address,
-    secure: api?.startsWith("https:") ?? apiConfig.certFile !== "",
+    secure: certFile !== "",
+    ...(tokenFile === "" ? {} : { tokenFile }),
+  };
+}
+
+/** The service that is meant: by the options, else by its configuration. */
+async function targetOf(args: Args<"ctl">): Promise<ApiTarget> {
+  const { api } = args;
+  const place: Place = api === undefined
+    ? await configured(args.serviceConfig)
+    : { address: api, secure: api.startsWith("https:") };
+  const from = args.tokenFile ?? place.tokenFile;
+  return {
+    address: place.address.replace(/^https?:\/\//, "").replace(/^unix:/, ""),
+    secure: place.secure,
     token: readFile(from)?.split("\n")[0]?.trim(),
     ca: readFile(args.caFile),
     cert: readFile(args.certFile),
