@@ -19,6 +19,7 @@
 #include "launcher.h"
 
 #define REMOVE_DEPTH 16
+#define IN_TMP 3
 
 int cache_open(const char *path, bool make)
 {
@@ -73,7 +74,7 @@ static bool candidate(int n, char *path, size_t size)
 			snprintf(path, size, "%s/.cache/overlaybd", home);
 		}
 		return true;
-	case 3:
+	case IN_TMP:
 		snprintf(path, size, "/tmp/.overlaybd-%u", geteuid());
 		return true;
 	default:
@@ -81,7 +82,8 @@ static bool candidate(int n, char *path, size_t size)
 	}
 }
 
-int cache_choose(char *where, size_t size, char *why, size_t why_size)
+int cache_choose(bool tmp, char *where, size_t size, char *why,
+		 size_t why_size)
 {
 	size_t used = 0;
 
@@ -89,7 +91,7 @@ int cache_choose(char *where, size_t size, char *why, size_t why_size)
 	for (int n = 0; candidate(n, where, size); n++) {
 		int fd;
 
-		if (!where[0])
+		if (!where[0] || (n == IN_TMP && !tmp))
 			continue;
 		fd = cache_open(where, true);
 		if (fd >= 0 && !faccessat(fd, ".", W_OK, AT_EACCESS))
@@ -162,12 +164,15 @@ void cache_sweep(int root, const char *keep_runtime, const char *keep_app)
 		return;
 	}
 	while ((e = readdir(dir))) {
+		const char *key = strchr(e->d_name, '-');
 		bool ours = !strncmp(e->d_name, "rt-", 3) ||
 			    !strncmp(e->d_name, "app-", 4) ||
+			    !strncmp(e->d_name, "deno-", 5) ||
 			    !strncmp(e->d_name, ".tmp-", 5);
 
 		if (ours && strcmp(e->d_name, keep_runtime) &&
-		    strcmp(e->d_name, keep_app) && unused(root, e->d_name))
+		    strcmp(key, strchr(keep_app, '-')) &&
+		    unused(root, e->d_name))
 			cache_remove(root, e->d_name);
 	}
 	closedir(dir);

@@ -81,10 +81,13 @@ char **args_build(const struct section *section, const char *dir, int argc,
 /* Opens (and makes) a directory that only this user can write; where[] is
  * its path.  -EACCES: somebody else's; -ENOEXEC: mounted noexec. */
 int cache_open(const char *path, bool make);
-/* The first usable directory. Explains in why[] when there is none. */
-int cache_choose(char *where, size_t size, char *why, size_t why_size);
+/* The first usable directory, with tmp also one in /tmp. Explains in why[]
+ * when there is none. */
+int cache_choose(bool tmp, char *where, size_t size, char *why,
+		 size_t why_size);
 void cache_remove(int root, const char *name);
-/* Removes other versions that no process uses. */
+/* Removes other versions, and what Deno kept for them, that no process
+ * uses. */
 void cache_sweep(int root, const char *keep_runtime, const char *keep_app);
 
 /* ---- unpack.c -------------------------------------------------------- */

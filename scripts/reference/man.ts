@@ -182,8 +182,9 @@ function overviewPage(head: PageHead): string {
     ...section("ENVIRONMENT", [
       ...entry(
         bold("OVERLAYBD_CACHE_DIR"),
-        "A private directory that the executable unpacks itself to, where " +
-          "it was not installed with its runtime beside it.",
+        "A private directory for what makes the next start faster, and that " +
+          "the executable unpacks itself to where it was not installed with " +
+          "its runtime beside it.",
       ),
       ...entry(
         bold("DENO_TLS_CA_STORE"),

@@ -40,7 +40,7 @@ function cacheDir(dir: TempDir, name = "cache"): string {
 
 /** Names in a cache directory, without what Deno keeps there. */
 function unpacked(cache: string): string[] {
-  return readdirSync(cache).filter((name) => name !== "deno_dir").sort();
+  return readdirSync(cache).filter((name) => !name.startsWith("deno-")).sort();
 }
 
 Deno.test("the library needs no glibc above 2.34 and no other library", async () => {
@@ -113,6 +113,7 @@ Deno.test("an old version is removed, unless it runs", {
   // What another version would have left, one in use and one not.
   const used = join(cache, "app-0000");
   Deno.mkdirSync(used);
+  Deno.mkdirSync(join(cache, "deno-1111", "npm"), { recursive: true });
   Deno.mkdirSync(join(cache, "app-1111", "build"), { recursive: true });
   renameSync(join(cache, app), join(cache, "app-2222"));
   const holder = new Deno.Command("flock", {
@@ -125,6 +126,8 @@ Deno.test("an old version is removed, unless it runs", {
   holder.kill();
   await holder.status;
   equal(unpacked(cache), ["app-0000", app, runtime].sort());
+  const kept = app.replace("app-", "deno-");
+  equal(readdirSync(cache).filter((name) => name.startsWith("deno-")), [kept]);
 });
 
 Deno.test("what others may write is not trusted, noexec is said", {
@@ -218,6 +221,28 @@ Deno.test("make install lays everything out, and anybody can run it", {
     "version",
   ]);
   equal([code, stderr], [0, ""]);
+  // What Deno finds out about the program it keeps for each user, not there.
+  const home = dir.file("home");
+  Deno.mkdirSync(home);
+  Deno.chownSync(home, 65534, 65534);
+  await mustRun("setpriv", [
+    "--reuid=65534",
+    "--clear-groups",
+    "env",
+    "-i",
+    `HOME=${home}`,
+    `${bin}/overlaybd`,
+    "version",
+  ]);
+  const [kept = "", ...more] = readdirSync(`${home}/.cache/overlaybd`);
+  match(kept, /^deno-[0-9a-f]{32}$/);
+  equal(more, []);
+  ok(readdirSync(`${home}/.cache/overlaybd/${kept}`).length > 0);
+  equal(
+    readdirSync(`${to}/opt/overlaybd/lib/overlaybd`)
+      .map((name) => name.replace(/-.*/, "")).sort(),
+    ["app", "rt"],
+  );
 });
 
 for (const suite of ["bookworm", "trixie"]) {
