@@ -50,6 +50,8 @@ export interface SourceSetOptions {
   borrow?: boolean;
   /** ms after which a call on the cache's disk is given up */
   writeMs?: number;
+  /** waits between attempts, or until the signal; for tests */
+  sleep?: (ms: number, signal: AbortSignal) => Promise<void>;
   log: (line: string) => void;
   audit?: (done: SourceAudit) => void;
   onEviction?: (report: EvictionReport) => void;
@@ -164,6 +166,7 @@ export function createSources(options: SourceSetOptions): SourceSet {
     log,
     onFull: pool.makeRoom,
     writeMs: options.writeMs,
+    sleep: options.sleep,
     onDownload(name, offset, size, latencyUs) {
       const pathname = `/${name}`;
       options.audit?.({ op: "download", pathname, offset, size, latencyUs });

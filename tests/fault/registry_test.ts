@@ -9,7 +9,7 @@
  * | 1 challenges, tokens; 4 tokens that expire or do not come | registry_token |
  * | 2 redirects | registry_redirect |
  * | 3 wrong and cut answers; 6 sizes and ends; 9 too many at once | here |
- * | 5 statuses at open, at a read, outages | registry_result, registry_read |
+ * | 5 statuses at open, at a read; outages | registry_result, registry_read; outage |
  * | 7 TLS, IPv6; 10 names and passwords | interop/registry, unit/credential |
  * | 8 p2p | peer |
  *

@@ -12,8 +12,8 @@ import { noise } from "./random.ts";
 /** Bytes of the disk that `makeLayer()` commits. */
 export const SIZE = 8 << 20;
 
-/** Serves one file by range, as told. */
-export function serveBlob(path: string) {
+/** Serves one file by range, as told; on a free port where none is named. */
+export function serveBlob(path: string, port = 0) {
   const bytes = Deno.readFileSync(path);
   const state = {
     requests: 0,
@@ -24,7 +24,7 @@ export function serveBlob(path: string) {
     hold: Promise.resolve(),
   };
   const server = Deno.serve(
-    { port: 0, hostname: "127.0.0.1", onListen: () => {} },
+    { port, hostname: "127.0.0.1", onListen: () => {} },
     async (request) => {
       state.requests++;
       await state.hold;

@@ -5,6 +5,7 @@
  */
 import { cacheKillLoop, networkLoop } from "../fault/cache_loops.ts";
 import { killDuringDownload } from "../fault/download_loop.ts";
+import { minuteOutage } from "../fault/outage_minute.ts";
 import { killLoop, snapshotKillLoop } from "../fault/kill_loop.ts";
 import { mustRun, ROOT } from "../lib/env.ts";
 import { chooseSeed, numberFromEnv } from "../lib/random.ts";
@@ -37,6 +38,10 @@ Deno.test("kill -9 amid fills and evictions of the cache, many times", async () 
   const seed = chooseSeed();
   console.log(`SEED=${seed}`);
   await cacheKillLoop({ rounds: 20 * TIMES, seed });
+});
+
+Deno.test("a registry that is really down for a minute", async () => {
+  await minuteOutage();
 });
 
 async function again(

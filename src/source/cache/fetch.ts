@@ -33,6 +33,8 @@ export interface FetchParts {
   scheduler: Scheduler;
   onDownload: OnDownload;
   log: (line: string) => void;
+  /** waits between attempts, or until the signal */
+  sleep?: ((ms: number, signal: AbortSignal) => Promise<void>) | undefined;
 }
 
 /** What a fetcher is made of. */
@@ -87,6 +89,18 @@ interface Flight {
   waiters: Map<number, Waiter[]>;
   /** never rejects */
   ended: Promise<void>;
+}
+
+function sleepFor(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((done) => {
+    const end = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", end);
+      done();
+    };
+    const timer = setTimeout(end, ms);
+    signal.addEventListener("abort", end);
+  });
 }
 
 /** Makes the fetcher of an open blob. */
@@ -272,16 +286,7 @@ export function createFetcher(
     addOrigin(other) {
       if (!origins.some(({ name }) => name === other.name)) origins.push(other);
     },
-    pause: (ms) =>
-      new Promise((done) => {
-        const end = () => {
-          clearTimeout(timer);
-          stop.signal.removeEventListener("abort", end);
-          done();
-        };
-        const timer = setTimeout(end, ms);
-        stop.signal.addEventListener("abort", end);
-      }),
+    pause: (ms) => (options.sleep ?? sleepFor)(ms, stop.signal),
     drop(isWanted) {
       for (const { run, landed, stop } of flights) {
         if (!landed && !isWanted(run)) stop.abort();
