@@ -150,8 +150,9 @@ $(BUILD)/launcher/stamp: $(L_PARTS:c/launcher/%.c=$(BUILD)/launcher/%.o) \
 
 build: $(EXE)
 
-# Not minified: esbuild's minifier drops an `await using` whose name is used
-# once, and what cannot be closed any more hangs; start costs 5 % more for it.
+# Not minified: esbuild's minifier has dropped an `await using` whose name is
+# used once, and what cannot be closed any more hangs.  Without white space a
+# start costs the same.
 # Bundled in chunks: what a command does not need, it does not load; in one
 # bundle every node: module that any of them imports would be.  Deno loads
 # every import() of a literal together with main.js, needed or not; it cannot

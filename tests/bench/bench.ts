@@ -21,6 +21,7 @@ import { benchFetch } from "./bench_fetch.ts";
 import { benchReads } from "./bench_reads.ts";
 import { benchServe } from "./bench_serve.ts";
 import { benchSnapshot } from "./bench_snapshot.ts";
+import { benchStart } from "./bench_start.ts";
 import type { Result } from "./measure.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
@@ -32,6 +33,7 @@ const GROUPS: Readonly<Record<string, (dir: string) => Promise<Result[]>>> = {
   crc: benchCrc,
   reads: benchReads,
   commands: benchCommands,
+  start: benchStart,
   serve: benchServe,
   disk: benchDisk,
   cold: benchCold,

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Commit, extraction and the start of a command.
+ * Commit and extraction.
  *
  * @module
  */
 import { spawnSync } from "node:child_process";
-import { readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { zfileBlock } from "../../ffi/sources.ts";
 import { commitLayer } from "../../src/layer/commit.ts";
@@ -94,43 +94,11 @@ async function extraction(dir: string): Promise<Result> {
   };
 }
 
-async function startUp(dir: string): Promise<Result[]> {
-  const exe = Deno.env.get("OVERLAYBD_BIN");
-  if (exe === undefined || !statSync(exe).isFile()) return [];
-  const empty = join(dir, "empty.ts");
-  writeFileSync(empty, "");
-  let made = 0;
-  const figures = await pairs(
-    () => {
-      const name = join(dir, `start${made++}`);
-      const { status } = spawnSync(exe, [
-        "create",
-        `${name}.data`,
-        `${name}.index`,
-        "1",
-      ]);
-      if (status !== 0) throw new Error("create failed");
-    },
-    () => spawnSync(Deno.execPath(), ["run", empty]),
-    15,
-  );
-  return [{
-    what: "start of `overlaybd create`",
-    reference: "`deno run` of an empty file",
-    ratio: 1 / figures.ratio,
-    aim: 1.6,
-    most: true,
-    ours: `${figures.ours.toFixed(0)} ms`,
-    theirs: `${figures.theirs.toFixed(0)} ms`,
-  }];
-}
-
-/** Commit by one and two threads, extraction, start. */
+/** Commit by one and two threads, extraction. */
 export async function benchCommands(dir: string): Promise<Result[]> {
   const [layer = ""] = await makeLayers(dir, "commit", undefined);
   return [
     ...await commits(dir, layer),
     await extraction(dir),
-    ...await startUp(dir),
   ];
 }

@@ -101,6 +101,35 @@ Deno.test({
   },
 });
 
+/** Commands that run for each container or layer. */
+const OFTEN = [
+  "create",
+  "commit",
+  "zfile",
+  "attach",
+  "detach",
+  "ls",
+  "ctl",
+  "version",
+];
+
+Deno.test({
+  name: "what runs for each container loads at most 40 chunks, 200 KiB" +
+    (EXECUTABLE === undefined ? " (needs OVERLAYBD_BIN)" : ""),
+  ignore: EXECUTABLE === undefined,
+  fn: () => {
+    const commands = commandChunks();
+    for (const name of OFTEN) {
+      const { chunks } = loadedWith("main.js", commands.get(name) ?? "");
+      const bytes = chunks
+        .map((chunk) => Deno.statSync(join(BUNDLE ?? "", chunk)).size)
+        .reduce((a, b) => a + b);
+      ok(chunks.length <= 40, `${name}: ${chunks.length} chunks`);
+      ok(bytes <= 200 << 10, `${name}: ${bytes} bytes`);
+    }
+  },
+});
+
 Deno.test("only openapi.ts imports what keeps all of zod", () => {
   const whole = ["zod", "@hono/zod-openapi"];
   const guilty = [...sources("src")].filter((name) =>
