@@ -138,6 +138,47 @@ void cache_remove(int root, const char *name)
 	remove_tree(root, name, REMOVE_DEPTH);
 }
 
+/* SQLite's lock bytes. */
+static bool locked(int dir, const char *name)
+{
+	struct flock lock = { .l_type = F_RDLCK, .l_whence = SEEK_SET,
+			      .l_start = 0x40000000, .l_len = 512 };
+	int fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	bool held;
+
+	if (fd < 0)
+		return false;
+	held = !fcntl(fd, F_GETLK, &lock) && lock.l_type != F_UNLCK;
+	close(fd);
+	return held;
+}
+
+static bool any_locked(int dir)
+{
+	int fd = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *list = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *e;
+	bool found = false;
+
+	if (!list && fd >= 0)
+		close(fd);
+	while (list && !found && (e = readdir(list)))
+		found = e->d_type == DT_REG && locked(dir, e->d_name);
+	if (list)
+		closedir(list);
+	return found;
+}
+
+bool cache_stuck(int dir)
+{
+	for (int i = 0; i < 20; i++) {
+		if (!any_locked(dir))
+			return false;
+		usleep(5000);
+	}
+	return true;
+}
+
 /* A process that runs from a directory holds a shared lock on it. */
 static bool unused(int root, const char *name)
 {

@@ -86,6 +86,10 @@ int cache_open(const char *path, bool make);
 int cache_choose(bool tmp, char *where, size_t size, char *why,
 		 size_t why_size);
 void cache_remove(int root, const char *name);
+/* True when a database in the directory has been locked for 100 ms by another
+ * process: one that was stopped, for Deno's locks last a moment.  Deno would
+ * wait for it, and so would every start from then on. */
+bool cache_stuck(int dir);
 /* Removes other versions, and what Deno kept for them, that no process
  * uses. */
 void cache_sweep(int root, const char *keep_runtime, const char *keep_app);

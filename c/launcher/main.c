@@ -144,12 +144,13 @@ static void choose(struct place *place)
 }
 
 /* A shared lock that lives as long as the process: nobody sweeps it. */
-static void hold(int root, const char *name)
+static int hold(int root, const char *name)
 {
 	int fd = openat(root, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
 
 	if (fd >= 0)
 		flock(fd, LOCK_SH);
+	return fd;
 }
 
 /* Where Deno keeps what it found out about the application: start takes 10 ms
@@ -160,7 +161,7 @@ static void choose_deno_dir(bool tmp, const char *rt, const char *app,
 			    char *path, size_t size)
 {
 	char root[PATH_MAX], why[16], name[96];
-	int fd = cache_choose(tmp, root, sizeof(root), why, sizeof(why));
+	int fd = cache_choose(tmp, root, sizeof(root), why, sizeof(why)), dir;
 
 	snprintf(path, size, "/dev/null");
 	if (fd < 0)
@@ -168,8 +169,9 @@ static void choose_deno_dir(bool tmp, const char *rt, const char *app,
 	snprintf(name, sizeof(name), "deno-%s", app + strlen("app-"));
 	if (!mkdirat(fd, name, 0700))
 		cache_sweep(fd, rt, app);
-	hold(fd, name);
-	snprintf(path, size, "%s/%s", root, name);
+	dir = hold(fd, name);
+	if (dir >= 0 && !cache_stuck(dir))
+		snprintf(path, size, "%s/%s", root, name);
 	close(fd);
 }
 

@@ -130,6 +130,44 @@ Deno.test("an old version is removed, unless it runs", {
   equal(readdirSync(cache).filter((name) => name.startsWith("deno-")), [kept]);
 });
 
+// POSIX locks, as SQLite's: one on every file, till it is killed.
+const LOCK_ALL = 'for (@ARGV) { open(my $f, "+<", $_) or die; push @f, $f; ' +
+  'my $lock = pack("ssx4qqix4", 1, 0, 0x40000000, 512, 0); ' +
+  "fcntl($f, 6, $lock) or die } " +
+  'syswrite(STDOUT, "held\\n"); sleep 60';
+
+Deno.test("a process that was stopped while it ended holds up no start", {
+  ignore: noExecutable || !have("perl"),
+}, async () => {
+  using dir = tempDir();
+  const cache = cacheDir(dir);
+  equal((await start(cache, ["version"])).code, 0);
+  const [kept = ""] = readdirSync(cache)
+    .filter((name) => name.startsWith("deno-"));
+  const files = readdirSync(join(cache, kept))
+    .filter((name) => name.includes("_cache_"))
+    .map((name) => join(cache, kept, name));
+  ok(files.length >= 3, `${files}`);
+  const holder = new Deno.Command("perl", {
+    args: ["-e", LOCK_ALL, ...files],
+    stdout: "piped",
+    stderr: "null",
+  }).spawn();
+  const said = holder.stdout.getReader();
+  equal(new TextDecoder().decode((await said.read()).value), "held\n");
+  const { code } = await run("timeout", [
+    "20",
+    "env",
+    `OVERLAYBD_CACHE_DIR=${cache}`,
+    EXECUTABLE ?? "",
+    "version",
+  ]);
+  holder.kill();
+  await said.cancel();
+  await holder.status;
+  equal(code, 0);
+});
+
 Deno.test("what others may write is not trusted, noexec is said", {
   ignore: noExecutable || !isRoot,
 }, async () => {
