@@ -365,6 +365,8 @@ OBD_HIDDEN void obd_uring_reap(struct obd_uring *u);
 OBD_HIDDEN bool obd_plane_later(struct obd_task *task);
 /* Runs task->fn(task) on a helper thread that may block. 0 or -errno. */
 OBD_HIDDEN int obd_plane_offload(struct obd_task *task);
+/* The same on one of those that change uppers: no read waits for them. */
+OBD_HIDDEN int obd_plane_offload_change(struct obd_task *task);
 /* The same on one of the threads that write cache files. */
 OBD_HIDDEN int obd_plane_write(struct obd_task *task);
 /* Takes it back; false: it runs, or has run. */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * plane.c - the threads: workers that wait in epoll and never block, and
- * two pools whose threads may: helpers, and writers of cache files, so that
- * a disk that hangs under those stops no read.
+ * three pools whose threads may: helpers, changers of uppers and writers of
+ * cache files, so that a disk that hangs under those stops no read of others.
  *
  * A worker is made with the first watch and lives until obd_plane_stop().
  * A pool makes a thread when a task finds none idle, up to its `most`; it
@@ -22,6 +22,7 @@
 
 #define WORKERS_MAX 4
 #define HELPERS_MAX 16
+#define CHANGERS_MAX 16
 #define WRITERS_MAX 4 /* few: what they do costs the disk more than the CPU */
 #define POOL_THREADS_MAX 1024 /* with those that wait for a cache's disk */
 #define POOL_IDLE_MS 10000
@@ -64,10 +65,11 @@ static struct {
 	bool stopping;
 	struct worker *workers[WORKERS_MAX];
 	uint32_t worker_count, next_worker;
-	struct pool helpers, writers;
+	struct pool helpers, changers, writers;
 } plane = {
 	.lock = PTHREAD_MUTEX_INITIALIZER,
 	.helpers = { .most = HELPERS_MAX, .tail = &plane.helpers.head },
+	.changers = { .most = CHANGERS_MAX, .tail = &plane.changers.head },
 	.writers = { .most = WRITERS_MAX, .tail = &plane.writers.head },
 };
 
@@ -404,6 +406,7 @@ static void prepare_pools(void)
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&plane.helpers.work, &attr);
+	pthread_cond_init(&plane.changers.work, &attr);
 	pthread_cond_init(&plane.writers.work, &attr);
 	pthread_cond_init(&plane.gone, &attr);
 	pthread_condattr_destroy(&attr);
@@ -492,6 +495,11 @@ int obd_plane_offload(struct obd_task *task)
 	return pool_add(&plane.helpers, task);
 }
 
+int obd_plane_offload_change(struct obd_task *task)
+{
+	return pool_add(&plane.changers, task);
+}
+
 int obd_plane_write(struct obd_task *task)
 {
 	return pool_add(&plane.writers, task);
@@ -510,8 +518,10 @@ static void stop_pools(void)
 	prepare_pools();
 	plane.stopping = true;
 	pthread_cond_broadcast(&plane.helpers.work);
+	pthread_cond_broadcast(&plane.changers.work);
 	pthread_cond_broadcast(&plane.writers.work);
-	while (plane.helpers.threads + plane.writers.threads > 0)
+	while (plane.helpers.threads + plane.changers.threads +
+	       plane.writers.threads > 0)
 		pthread_cond_wait(&plane.gone, &plane.lock);
 	plane.stopping = false;
 	pthread_mutex_unlock(&plane.lock);

@@ -562,10 +562,17 @@ static void resume_task(struct obd_task *task)
 		offsetof(struct obd_request, task)));
 }
 
-void obd_request_offload(struct obd_request *req)
+/* 0 or -errno. */
+static int offload(struct obd_request *req)
 {
 	req->task.fn = resume_task;
-	if (obd_plane_offload(&req->task))
+	return req->op == OBD_READ ? obd_plane_offload(&req->task) :
+				     obd_plane_offload_change(&req->task);
+}
+
+void obd_request_offload(struct obd_request *req)
+{
+	if (offload(req))
 		obd_request_resume(req); /* late is better than never */
 }
 
@@ -640,8 +647,7 @@ bool obd_request_submit(struct obd_request *req)
 		req->held = 1;
 		if (req->op == OBD_READ && obd_uring_start(req))
 			return false;
-		req->task.fn = resume_task;
-		if (!obd_plane_offload(&req->task))
+		if (!offload(req))
 			return false;
 		/* Late is better than never; but done() is not for now, when
 		 * the transport may hold its own locks. */

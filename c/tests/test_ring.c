@@ -486,6 +486,43 @@ static uint32_t drained(struct obd_scsi_command *out, uint32_t want)
 	return n;
 }
 
+/* As many writes as there can be to a disk that hangs: another disk reads
+ * what was not there. */
+static void writes_that_hang_stop_no_read_of_another_disk(void)
+{
+	struct obd_device *other;
+	struct obd_source *src;
+	struct reader r;
+	uint32_t i;
+	int fd;
+
+	src = remote_source(2, DISK, 65536, &fd);
+	obd_source_ref(src);
+	other = device_of(flat_view(src), NULL, DISK, 10000);
+	kernel_new(OOOC, disk(true), 0);
+	kernel_start(0);
+	CHECK_EQ(obd_io_fault(OBD_IO_PWRITE, 1, OBD_IO_HANG, 100), 0);
+	for (i = 1; i <= 48; i++)
+		put_command((struct sent){ (uint16_t)i,
+			cdb16(0x8a, 0, 8 * i, 8), 16, page, 1, 0 });
+	kick();
+	sleep_ms(50);
+	reader_start(&r, other, 0, 4096);
+	wait_parked(other, 1);
+	CHECK_EQ(obd_source_fill(src, 0, 1, 0), 0);
+	CHECK_EQ(reader_join(&r), 0);
+	free(r.buf);
+	CHECK_EQ(k.answers[1], 0);
+	CHECK_EQ(obd_io_fault(OBD_IO_PWRITE, 0, 0, 0), 0);
+	all_answered();
+	for (i = 1; i <= 48; i++)
+		CHECK_EQ(k.answers[i] << 8 | k.status[i], 1 << 8 | SAM_GOOD);
+	kernel_end();
+	obd_device_unref(other);
+	obd_source_unref(src);
+	close(fd);
+}
+
 static void who_compares_is_asked_when_the_data_is_there(void)
 {
 	struct obd_source *src = remote_disk();
@@ -978,6 +1015,7 @@ int main(void)
 	RUN(write_same_repeats_its_block);
 	RUN(unmap_checks_every_range_before_the_first);
 	RUN(changes_that_wait_for_data_hold_no_thread);
+	RUN(writes_that_hang_stop_no_read_of_another_disk);
 	RUN(who_compares_is_asked_when_the_data_is_there);
 	RUN(unknown_groups_and_entries_never_stay);
 	RUN(the_ring_wraps_at_any_place);
