@@ -40,35 +40,6 @@ async function otherVersion(): Promise<void> {
 }
 if (SOAK && EXECUTABLE !== undefined) await otherVersion();
 
-// How disks come, go, work, and outlive the daemon.
-for (const kernel of SOAK ? KERNELS : KERNELS.slice(0, 1)) {
-  const options = {
-    ...{ kernel, disk: SOAK ? "16G" : "2G", memory: 1536 },
-    ...kernel === KERNELS[0] ? {} : { cpu: "max" },
-  };
-  await guestTests("daemon.sh", { ...options, cpus: 2 });
-  await guestTests("attach.sh", options);
-  await guestTests("disk.sh", options);
-  await guestTests("fabric.sh", options);
-}
-// Of a second kernel not more than the main fits into the time of `make test`.
-// It has AVX2, which the others go without.
-if (!SOAK) {
-  await guestTests("daemon.sh", {
-    kernel: KERNELS[1],
-    disk: "2G",
-    memory: 1536,
-    cpus: 2,
-    only: "^kill -9 under fio|^unmounted, detached",
-    cpu: "max",
-  });
-}
-// Mounted images whose layers are in a registry; the cache leaves 1 GiB free.
-await guestTests("download.sh", {
-  disk: "4G",
-  memory: 1536,
-  needs: "docker-registry",
-});
 // The Debian package under systemd.
 if (EXECUTABLE !== undefined && have("dpkg-deb") && have("systemctl")) {
   await packageForGuest();
@@ -77,9 +48,31 @@ if (EXECUTABLE !== undefined && have("dpkg-deb") && have("systemctl")) {
   // In the original's place, and back.
   if (SOAK) await guestTests("switch.sh", options);
 } else console.log("skipped: package: no executable, dpkg or systemd");
+// How disks outlive the daemon; of a second kernel not more than the main fits
+// into the time of `make test`.
+const disks = { disk: SOAK ? "16G" : "2G", memory: 1536 };
+await guestTests("daemon.sh", { ...disks, cpus: 2 });
 // Live snapshots of disks that a real kernel uses.
 await guestTests("snapshot.sh", { disk: "3G" });
-// The operator's commands, and what the page on disks says to type.
+// Mounted images whose layers are in a registry; the cache leaves 1 GiB free.
+await guestTests("download.sh", {
+  disk: "4G",
+  memory: 1536,
+  needs: "docker-registry",
+});
+await guestTests("daemon.sh", {
+  ...{ ...disks, cpus: 2, kernel: KERNELS[1] },
+  only: SOAK ? "" : "^kill -9 under fio|^unmounted, detached",
+});
+// The operator's commands.
 await guestTests("trouble.sh", { disk: "2G" });
 await guestTests("doctor.sh");
+// How disks come, go and work.
+for (const kernel of SOAK ? KERNELS : KERNELS.slice(0, 1)) {
+  // With AVX2, which costs much and the others go without.
+  await guestTests("disk.sh", { ...disks, kernel, cpu: "max" });
+  await guestTests("attach.sh", { ...disks, kernel });
+  await guestTests("fabric.sh", { ...disks, kernel });
+}
+// What the page on disks says to type.
 await guestTests("pages.sh", { disk: "1G" });

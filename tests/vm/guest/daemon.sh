@@ -47,15 +47,16 @@ files_right() {
 	local file
 	for file in mnt/*; do
 		[ "$file" != mnt/lost+found ] || continue
-		equal "$(sha256sum <"$file" | cut -d' ' -f1)" "${file#mnt/}"
+X
 	done
 }
 
 # requests: how many each of the two disks has completed
 requests() {
-	local disk
+	local disk _ reads writes
 	for disk in "$LOG" "$SPARSE"; do
-		awk '{ printf "%d ", $1 + $5 }' "/sys/block/${disk#/dev/}/stat"
+		read -r reads _ _ _ writes _ <"/sys/block/${disk#/dev/}/stat"
+		printf "%d " $((reads + writes))
 	done
 }
 # both_since BEFORE: each has completed some more

@@ -145,14 +145,13 @@ raw() {
 	local rc=0
 	said=$(timeout 60 sg_raw -t 20 "$@" 2>&1) || rc=$?
 	[ $rc -ne 124 ] && [ $rc -ne 33 ] || { echo "hangs: sg_raw $*"; return 1; }
-	fails grep -i "timed\? \?out\|did_" <<<"$said"
-	echo $rc >/run/rc
+	[[ ! ${said,,} =~ timed?\ ?out|did_ ]] || { echo "sg_raw $*: $said"; return 1; }
 }
 sense() { # PATTERN ARGUMENT...
 	local pattern=$1
 	shift
 	raw "$@"
-	grep -qi -- "$pattern" <<<"$said" ||
+	[[ ${said,,} =~ $pattern ]] ||
 		{ echo "sg_raw $*: no '$pattern': $said"; return 1; }
 }
 
@@ -261,7 +260,7 @@ every_opcode() {
 	done
 	# Groups 3, 6 and 7; of some sg_raw thinks that they are NVMe.
 	for code in 60 6f 7e 7f c0 c5 df e0 ff; do
-		sense "illegal request\|NVMe Result=0x2" "$RW" "$code" 0 0 0 0 0 0 0 0 0
+		sense "illegal request|nvme result=0x2" "$RW" "$code" 0 0 0 0 0 0 0 0 0
 	done
 	sense "illegal request" "$RW" 7f 0 0 0 0 0 0 18 0 9 0 0 0 0 0 0 \
 		0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0

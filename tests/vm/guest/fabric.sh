@@ -113,7 +113,7 @@ loop_disk() {
 	echo "/dev/$(ls "/sys/class/scsi_device/$(cat "$port/address"):0/device/block")"
 }
 
-# iops DISK RW: of four seconds at 4 KiB and queue depth 16
+# iops DISK RW: of some seconds at 4 KiB and queue depth 16
 iops() {
 	fio --name=x --filename="$1" --rw="$2" --bs=4k --iodepth=16 --direct=1 \
 		--ioengine=libaio --size=60M --time_based --runtime="$SECS" \
@@ -146,4 +146,4 @@ speed() {
 	[ "$(wc -l <speed)" = 2 ]
 	sed 's,^,# ,' speed >&3
 }
-check "speed beside a null backstore in one guest" speed "$(count 40)"
+check "speed beside a null backstore in one guest" speed "$(count 20)"

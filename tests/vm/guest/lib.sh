@@ -154,7 +154,10 @@ netlink_open() {
 	read -r state </sys/module/target_core_user/parameters/block_netlink
 	[ "$state" = unblocked ]
 }
-daemon_pid() { cat "$DAEMON"; }
+daemon_pid() {
+	local pid
+	read -r pid <"$DAEMON" && echo "$pid"
+}
 daemon_alive() { kill -0 "$(daemon_pid)"; }
 
 # launch_daemon: starts it, does not wait
@@ -193,11 +196,16 @@ gone() {
 
 # weigh: descriptors, threads, MiB of the daemon
 weigh() {
-	local pid
+	local pid fds key value threads kib
 	pid=$(daemon_pid)
-	echo "$(ls "/proc/$pid/fd" | wc -l)" \
-		"$(sed -n 's/^Threads:\s*//p' "/proc/$pid/status")" \
-		"$(awk '/^RssAnon/ { print int($2 / 1024) }' "/proc/$pid/status")"
+	fds=("/proc/$pid/fd"/*)
+	while read -r key value _; do
+		case $key in
+		Threads:) threads=$value ;;
+		RssAnon:) kib=$value ;;
+		esac
+	done <"/proc/$pid/status"
+	echo "${#fds[@]} ${threads:?} $((${kib:?} / 1024))"
 }
 
 has_descriptors() { [ "$(weigh | cut -d' ' -f1)" = "$1" ]; }

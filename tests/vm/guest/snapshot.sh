@@ -162,8 +162,8 @@ filesystem() {
 check "a frozen file system is whole in the sealed layer, committed while the disk goes on" \
 	filesystem
 
-# member NAME: of the device id-g, as the API has it
-member() { overlaybd ctl device id-g | sed -n "s/^$1 = //p"; }
+# member NAME: of the device id-g, as the API had it last in `seen`
+member() { sed -n "s/^$1 = //p" seen; }
 # metric NAME: of the same device
 metric() {
 	curl -sf http://127.0.0.1:9863/metrics | sed -n "s/^$1{device=\"id-g\"} //p"
@@ -173,6 +173,7 @@ driven() {
 	local disk
 	image g
 	disk=$(overlaybd ctl attach 'g/config.v1.json;id-g')
+	overlaybd ctl device id-g >seen
 	equal "$(member transport)" '"tcmu"'
 	equal "$(member address)" "\"$disk\""
 	equal "$(member bytes)" $((1 << 30))
@@ -180,6 +181,7 @@ driven() {
 	[ "$(metric overlaybd_ring_depth_max)" -gt 0 ]
 	equal "$(metric overlaybd_ring_depth)" 0
 	overlaybd ctl flush id-g
+	overlaybd ctl device id-g >seen
 	equal "$(member stats.errors)" 0
 	mkfs.ext4 -q "$disk"
 	mount "$disk" /mnt/fs
