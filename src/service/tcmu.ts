@@ -61,6 +61,9 @@ const NOFILE = 1_048_576;
 /** How long commands may take to end when the daemon does. */
 const GRACE_MS = 10_000;
 
+/** The snapshotter tries for 5 s while netlink is blocked. */
+const LET_GO_MS = 3000;
+
 /**
  * How long requests to the API have to end before those who serve them do.  A
  * thread of ours that writes to configfs then would wait for the next daemon,
@@ -206,7 +209,12 @@ async function serveDevices(
   };
   const handleAll = () => drainEvents().forEach(handle);
   using _events = onWake("event", handleAll);
-  const letGo = () => whileBlocked(kernel, log, () => {});
+  // Whoever tries again meanwhile is told to wait.
+  const letGo = () =>
+    whileBlocked(kernel, log, () => {
+      handleAll();
+      return within(LET_GO_MS, devices.letGo(), undefined);
+    });
   using _lost = watchLost(devices, letGo, log);
   using _disks = watchDisks(devices, scsi, kernel, log);
   devices.adopt();

@@ -692,6 +692,40 @@ Deno.test("a device whose event was lost is served and answered at the second lo
   equal(one(world.shown).closed, true);
 });
 
+Deno.test("a device whose maker was let go holds nothing that the next attempt needs", async () => {
+  using world = createWorld();
+  world.gates.set("/a", new Promise(() => {}));
+  world.has(1, "overlaybd//a", { index: 101 });
+  world.add(1, "overlaybd//a");
+  world.has(2, "overlaybd//b", { index: 102 });
+  world.add(2, "overlaybd//b");
+  equal(await world.answered(1), ["added 102 0"]);
+  // Its maker undoes it; the other one is there.
+  world.lacks(1);
+  const done = world.devices.letGo();
+  // At once: its minor may be the next attempt's.
+  equal(world.devices.list().map(({ uio }) => uio.minor), [2]);
+  await done;
+  equal(world.replies, [`added 101 ${ERRNO.ENODEV}`]);
+  world.replies.length = 0;
+  world.gates.clear();
+  world.has(1, "overlaybd//a", { index: 101 });
+  world.add(1, "overlaybd//a");
+  equal(await world.answered(1), ["added 101 0"]);
+  equal(world.shown.map(({ closed }) => closed), [false, false]);
+});
+
+Deno.test("a device that went unheard is closed before a new one may come", async () => {
+  using world = createWorld();
+  world.has(1, "overlaybd//a", { index: 101 });
+  world.add(1, "overlaybd//a");
+  await world.answered(1);
+  world.lacks(1);
+  await world.devices.letGo();
+  equal(one(world.shown).closed, true);
+  equal(world.devices.list(), []);
+});
+
 Deno.test("a device that is slow to close is not taken for one whose event was lost", async () => {
   using world = createWorld();
   world.has(1, "overlaybd//a", { index: 101 });

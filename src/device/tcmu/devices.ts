@@ -40,6 +40,12 @@ export interface TcmuDevices {
    * @param thorough a known minor may be another device's by now
    */
   compare(thorough?: boolean): Promise<void>;
+  /**
+   * The kernel has let go whoever waited for an answer, and tells nothing for
+   * now: a device that was still coming is none.  What those had open that
+   * have gone is free when this ends.
+   */
+  letGo(): Promise<void>;
   /** Has rings that make no sense begun anew. */
   mend(): void;
   /** every device of ours */
@@ -60,6 +66,8 @@ interface Entry {
    * whoever did.
    */
   answered: boolean;
+  /** whoever makes it waits for that answer */
+  coming: boolean;
   /** what has been asked of it, one after the other; never rejects */
   queue: Promise<void>;
 }
@@ -75,6 +83,9 @@ function isOurs({ config }: TcmuName): boolean {
 /** The kernel may have no memory for an answer. */
 const REPLY_TRIES = 50;
 const REPLY_AGAIN_MS = 100;
+
+/** Longer than the kernel takes to undo what it has let go. */
+const UNDONE_MS = 250;
 
 /** Makes an empty set. */
 export function createDevices(around: Around, reply: Reply): TcmuDevices {
@@ -103,6 +114,7 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
       device: createDevice(uio, around),
       index,
       answered: index !== undefined,
+      coming: false,
       queue: leaving.get(uio.minor) ?? Promise.resolve(),
     };
     entries.set(uio.minor, entry);
@@ -161,12 +173,15 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
       { ...name, minor: event.minor },
       event.wantsReply ? event.deviceId : undefined,
     );
+    entry.coming = event.wantsReply;
     enqueue(entry, event, async (device) => {
       try {
         await device.add();
       } catch (error) {
         forget(entry);
         throw error;
+      } finally {
+        entry.coming = false;
       }
     });
   };
@@ -192,7 +207,7 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
       minor: uio.minor,
       deviceId: entry.index ?? 0,
       name: uioName(uio),
-      wantsReply: entry.index !== undefined,
+      wantsReply: entry.index !== undefined && !entry.coming,
     });
   };
 
@@ -274,6 +289,14 @@ export function createDevices(around: Around, reply: Reply): TcmuDevices {
       }
     },
     compare,
+    async letGo() {
+      for (const entry of entries.values()) if (entry.coming) removeLost(entry);
+      for (let look = 0; look < 2; look++) {
+        await new Promise((done) => setTimeout(done, UNDONE_MS));
+        await compare(true);
+      }
+      await idle();
+    },
     mend() {
       for (const entry of entries.values()) {
         const why = entry.device.disk?.stats().broken;
