@@ -4,7 +4,14 @@
  * every step in the snapshotter's order, every one undone when a later one
  * fails.
  */
-import { deepEqual, equal, match, rejects, throws } from "node:assert/strict";
+import {
+  deepEqual,
+  equal,
+  match,
+  ok,
+  rejects,
+  throws,
+} from "node:assert/strict";
 import { EngineError } from "../../ffi/errors.ts";
 import { faultIo, HANG, IO } from "../../ffi/files.ts";
 import {
@@ -12,6 +19,7 @@ import {
   AttachError,
   detachDisk,
   deviceConfig,
+  HOST,
   namesOf,
   RefusedError,
 } from "../../src/device/tcmu/configfs.ts";
@@ -31,6 +39,12 @@ const QUIET = {
     throw new Error(line);
   },
 };
+
+Deno.test("waiting keeps a program alive, and ends", async () => {
+  const started = performance.now();
+  for (let i = 0; i < 3; i++) await HOST.sleep(10);
+  ok(performance.now() - started >= 29);
+});
 
 Deno.test("attach makes the snapshotter's steps in the snapshotter's order", async () => {
   const kernel = fakeKernel();
