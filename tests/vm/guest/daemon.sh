@@ -47,7 +47,7 @@ files_right() {
 	local file
 	for file in mnt/*; do
 		[ "$file" != mnt/lost+found ] || continue
-X
+		equal "$(sha256sum <"$file")" "${file#mnt/}  -"
 	done
 }
 
