@@ -36,7 +36,7 @@ packages=(
 	docker-registry nginx-light openssl curl prometheus
 	# to test in a virtual machine
 	qemu-system-x86 busybox-static kmod xz-utils sg3-utils xfsprogs
-	erofs-utils open-iscsi sudo ca-certificates
+	erofs-utils btrfs-progs open-iscsi sudo ca-certificates
 	gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 )
 installed() { dpkg-query -W -f '${Status}\n' "$1" 2>/dev/null |

@@ -16,10 +16,10 @@ import {
   syncFd,
   truncateFd,
 } from "../../ffi/files.ts";
-import { seekFdAsync, sizeOfFdAsync } from "../../ffi/files_async.ts";
 import type { Bytes } from "../../ffi/handle.ts";
 import type { CachedBlob } from "../source/cache/blob.ts";
 import { DigestError, sha256Of } from "../source/cache/digest.ts";
+import { createDisk } from "../source/cache/disk.ts";
 import { presentUnits } from "../source/cache/file.ts";
 import { type RangeBody, SourceError } from "../source/source.ts";
 import type { ImageAudit, ImageLog } from "./log.ts";
@@ -151,18 +151,15 @@ async function fetchRun(
   body?.cancel();
 }
 
-/** The disk of layers is waited for. */
-const CALLS = { seek: seekFdAsync, size: sizeOfFdAsync };
-
 /** Brings what is missing of the file. */
 async function fillFile(fd: number, options: FetchLayerOptions) {
   const { blob, blockSize, forced, signal } = options;
   const { size } = blob;
   const count = Math.ceil(size / blockSize);
-  const blocks = Deno.statSync(pathOfFd(fd)).blocks ?? 0;
+  const { temp } = layerPaths(options.dir);
   const present = forced
     ? new Uint8Array(Math.ceil(count / 8))
-    : await presentUnits(CALLS, fd, size, blockSize, blocks);
+    : await presentUnits(createDisk(), fd, temp, size, blockSize);
   truncateFd(fd, size);
   const has = (i: number) => ((present[i >> 3] ?? 0) >> (i & 7) & 1) === 1;
   const lengthOf = (i: number) => Math.min(blockSize, size - i * blockSize);

@@ -48,8 +48,10 @@ export interface SourceSetOptions {
   maxRequests?: number;
   /** while another process holds the directory, blobs are read through it */
   borrow?: boolean;
-  /** ms after which a call on the cache's disk is given up */
+  /** ms after which a write to the cache is given up; for tests */
   writeMs?: number;
+  /** and any other call on its disk; for tests */
+  diskMs?: number;
   /** waits between attempts, or until the signal; for tests */
   sleep?: (ms: number, signal: AbortSignal) => Promise<void>;
   log: (line: string) => void;
@@ -126,7 +128,7 @@ export function createSources(options: SourceSetOptions): SourceSet {
   }
   const capacity = inLayers ? undefined : options.cacheSize;
   let manager: CacheManager | undefined;
-  const disk = createDisk(options.writeMs);
+  const disk = createDisk(options.diskMs);
   const pool = createPool({
     dir: cacheDir,
     disk,

@@ -90,6 +90,7 @@ for (
     await using sources = sourcesOf(origin, dir.file("cache"), {
       log: (line) => lines.push(line),
       writeMs: 100,
+      diskMs: 1000,
       openBlob: (url) => (url === urlOf(a) ? origin : other).openBlob(url),
     });
     using first = diskOf(await sources.open(urlOf(a)));
@@ -117,7 +118,12 @@ Deno.test("a hole that is not punched in time: what was evicted comes again besi
   using dir = tempDir();
   const content = noise(62, 32 * UNIT);
   const origin = makeOrigin(content);
-  const options = { cacheSize: 2 ** 40, diskFloor: 0, writeMs: 100 };
+  const options = {
+    cacheSize: 2 ** 40,
+    diskFloor: 0,
+    writeMs: 100,
+    diskMs: 1000,
+  };
   {
     await using sources = sourcesOf(origin, dir.file("cache"), options);
     using disk = diskOf(await sources.open(urlOf(content)));
@@ -145,7 +151,10 @@ Deno.test("a sync that hangs: the blob is closed in time, and nothing believes i
   using dir = tempDir();
   const content = noise(63, 8 * UNIT);
   const origin = makeOrigin(content);
-  const sources = sourcesOf(origin, dir.file("cache"), { writeMs: 50 });
+  const sources = sourcesOf(origin, dir.file("cache"), {
+    writeMs: 50,
+    diskMs: 500,
+  });
   {
     using disk = diskOf(await sources.open(urlOf(content)));
     deepEqual(await disk.read(0, content.length), content);

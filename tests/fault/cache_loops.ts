@@ -191,13 +191,7 @@ async function flushedUnits(
   const bytes = Deno.readFileSync(path);
   const fd = openFd(path, O.RDONLY);
   try {
-    const bits = await presentUnits(
-      createDisk(),
-      fd,
-      blob.length,
-      unit,
-      info.blocks ?? 0,
-    );
+    const bits = await presentUnits(createDisk(), fd, path, blob.length, unit);
     for (let i = 0; i * unit < blob.length; i++) {
       if (!hasBit(bits, i)) continue;
       const [from, to] = [i * unit, Math.min(blob.length, (i + 1) * unit)];

@@ -86,16 +86,9 @@ export async function writtenBlocks(
   path: string,
   size: number,
 ): Promise<[number, number][]> {
-  using file = Deno.openSync(path);
   const fd = openFd(path, O.RDONLY);
   try {
-    const bits = await presentUnits(
-      createDisk(),
-      fd,
-      size,
-      BLOCK,
-      file.statSync().blocks ?? 0,
-    );
+    const bits = await presentUnits(createDisk(), fd, path, size, BLOCK);
     return Array.from({ length: Math.ceil(size / BLOCK) }, (_, i) => i)
       .filter((i) => (bits[i >> 3] ?? 0) >> (i & 7) & 1)
       .map((

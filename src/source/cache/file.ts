@@ -78,36 +78,59 @@ export function provenSize(length: number): number | undefined {
 }
 
 /**
+ * True when the file system of a directory tells holes from data: one that
+ * does not calls an empty file data.
+ */
+async function tellsHoles(disk: Disk, dir: string): Promise<boolean> {
+  const LENGTH = 1 << 20;
+  let fd: number;
+  try {
+    fd = await disk.open(dir, O.TMPFILE | O.RDWR, 0o600);
+  } catch (error) {
+    // What has files without a name has holes, too.
+    return error instanceof EngineError &&
+      ["EROFS", "EACCES", "EPERM", "ENOSPC", "EDQUOT"].includes(error.code);
+  }
+  try {
+    await disk.truncate(fd, LENGTH);
+    return await disk.seek(fd, 0, "hole") === 0;
+  } finally {
+    await disk.close(fd);
+  }
+}
+
+/**
  * Which units a file holds, bit i of byte i/8, by what is allocated.  A unit
- * counts when all of it is; nothing counts when the file system calls more
- * data than it has blocks for, which is what one without holes does.
+ * counts when all of it is; nothing counts where the file system knows no
+ * holes.
  *
+ * @param path of the file
  * @param size of the blob; a file of another length is believed as far as
  *   whole pages of both go
- * @param blocks its st_blocks
  */
 export async function presentUnits(
-  disk: Pick<Disk, "seek" | "size">,
+  disk: Disk,
   fd: number,
+  path: string,
   size: number,
   unit: number,
-  blocks: number,
 ): Promise<Bytes> {
   const count = Math.ceil(size / unit);
   const bits = newBits(count);
   const length = await disk.size(fd);
   const shorter = Math.min(size, length);
   const end = length === size ? size : shorter - shorter % PAGE;
-  let total = 0;
   for (let at = 0; at < end;) {
     const from = await disk.seek(fd, at, "data");
     if (from === undefined || from >= end) break;
     const to = Math.min(end, await disk.seek(fd, from, "hole") ?? end);
-    total += to - from;
+    // One that is whole, or nobody knows.
+    const doubtful = from === 0 && to === end;
+    const dir = path.slice(0, path.lastIndexOf("/")) || "/";
+    if (doubtful && !await tellsHoles(disk, dir)) break;
     const last = to === size ? count : Math.floor(to / unit);
     for (let i = Math.ceil(from / unit); i < last; i++) putBit(bits, i, true);
     at = to;
   }
-  const PIECE = 512;
-  return total > blocks * PIECE + PAGE ? newBits(count) : bits;
+  return bits;
 }

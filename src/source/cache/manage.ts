@@ -130,11 +130,10 @@ export function createManager(
     const { fd, size: length } = await openStore(disk, path);
     try {
       const size = saved?.size ?? length;
-      const { blocks } = await disk.stat(path);
       const kept = saved?.presence;
       const bits = kept !== undefined && kept.unit === unit
         ? kept.bits
-        : await presentUnits(disk, fd, size, unit, blocks ?? 0);
+        : await presentUnits(disk, fd, path, size, unit);
       const whole = countBits(bits) === Math.ceil(size / unit);
       return { size, whole, verified: kept?.verified ?? false };
     } finally {

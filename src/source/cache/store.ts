@@ -96,8 +96,7 @@ async function hasHead(
   path: string,
 ): Promise<boolean> {
   if (length === 0) return false;
-  const { blocks } = await disk.stat(path);
-  return hasBit(await presentUnits(disk, fd, length, unit, blocks ?? 0), 0);
+  return hasBit(await presentUnits(disk, fd, path, length, unit), 0);
 }
 
 /**
@@ -154,8 +153,7 @@ export async function openKept(
       present = before.presence.bits;
       verified = before.presence.verified;
     } else {
-      const { blocks } = await disk.stat(path);
-      present = await presentUnits(disk, fd, total, unit, blocks ?? 0);
+      present = await presentUnits(disk, fd, path, total, unit);
     }
     if (length !== total) {
       await onChange(total);
