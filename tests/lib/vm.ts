@@ -94,6 +94,7 @@ async function boot(script: string, options: GuestOptions): Promise<Boot> {
   await installProduct();
   const { kernel = KERNELS[0], memory = 1024, timeout = 600 } = options;
   const { cpus = SOAK ? 2 : 1 } = options;
+  const asked = Deno.env.get("VM_ONLY") ?? "";
   const times = SOAK ? 10 : 1;
   const start = performance.now();
   const { code, stdout, stderr } = await run(VM_RUN, [
@@ -103,7 +104,7 @@ async function boot(script: string, options: GuestOptions): Promise<Boot> {
     ...options.cpu === undefined ? [] : ["--cpu", options.cpu],
     ...(options.modules ?? []).flatMap((name) => ["--module", name]),
     ...["--env", `ROOT=${ROOT}`, "--env", `SOAK=${SOAK ? 1 : ""}`],
-    ...["--env", `ONLY=${options.only ?? Deno.env.get("VM_ONLY") ?? ""}`],
+    ...["--env", `ONLY=${options.only || asked}`],
     ...["--", "bash", `/mnt/host${ROOT}/tests/vm/guest/${script}`],
   ]);
   if (Deno.env.has("VM_VERBOSE")) console.log(stdout + stderr);

@@ -27,6 +27,8 @@ under_systemd() {
 		</dev/null >/tmp/systemd.out 2>&1 3>&- &
 	outer=$!
 	until_ok 60 test -S /run/systemd/private
+	# The script that comes there watches itself.
+	unwatch
 	exec nsenter --pid --mount \
 		--target "$(cat /proc/$outer/task/$outer/children | xargs)" \
 		env INSIDE=1 bash "$0" >&3
