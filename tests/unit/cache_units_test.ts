@@ -264,6 +264,18 @@ Deno.test("read-ahead doubles while reads go on, and is nothing when not", () =>
   assert.equal(next({ first: 1003, count: 1 }).count, 2);
 });
 
+Deno.test("reads go on in order behind what was here already, if that is not far", () => {
+  const next = createReadAhead(16, 1, (unit) => unit >= 10);
+  for (const first of [0, 1, 3, 6]) next({ first, count: 1 });
+  // [7, 10] was fetched, [11, 14] was there.
+  assert.deepEqual(next({ first: 15, count: 1 }), { first: 16, count: 8 });
+  // Not so where something between is absent, or for what lies far away.
+  assert.equal(next({ first: 100, count: 1 }).count, 0);
+  const gap = createReadAhead(16, 1, (unit) => unit !== 12);
+  for (const first of [0, 1, 3, 6]) gap({ first, count: 1 });
+  assert.equal(gap({ first: 15, count: 1 }).count, 0);
+});
+
 Deno.test("read-ahead never asks for what was asked, nor far beyond", () => {
   fc.assert(fc.property(
     fc.array(

@@ -277,7 +277,11 @@ export function openCachedBlob(blob: Blob, options: BlobOptions): OwnedBlob {
     }
     return true;
   };
-  const readAhead = createReadAhead(Math.max(1, AHEAD_MAX / unit), perRefill);
+  const readAhead = createReadAhead(
+    Math.max(1, AHEAD_MAX / unit),
+    perRefill,
+    (i) => hasBit(here, i),
+  );
   const route = routeMisses(id, ({ first, count: n, corrupt }: Miss) => {
     if (corrupt) {
       for (let i = first; i < first + n; i++) mend(i);

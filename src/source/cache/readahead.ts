@@ -25,19 +25,25 @@ const STREAMS = 8;
  *
  * @param most units beyond what was asked
  * @param least the same, once reads go on where they ended
+ * @param has tells what is here: nobody misses it
  * @returns what else to fetch after a miss
  */
 export function createReadAhead(
   most: number,
   least = 1,
+  has: (unit: number) => boolean = () => false,
 ): (miss: Run) => Run {
+  /** Goes on at `first`, behind no more than it had ahead. */
+  const reaches = ({ last, end, ahead }: Stream, first: number): boolean => {
+    if (first <= last || first > end + ahead) return false;
+    while (end < first && has(end)) end++;
+    return first <= end;
+  };
   // Whatever was missed last is at the end.
   const streams: Stream[] = [];
   return ({ first, count }) => {
     const end = first + count;
-    const at = streams.findIndex((stream) =>
-      first > stream.last && first <= stream.end
-    );
+    const at = streams.findIndex((stream) => reaches(stream, first));
     const [known] = at < 0 ? [] : streams.splice(at, 1);
     const ahead = known === undefined
       ? 0
