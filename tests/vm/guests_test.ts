@@ -26,7 +26,7 @@ async function otherVersion(): Promise<void> {
   await mustRun("rm", ["-rf", dir, join(ROOT, "build/vm-other")]);
   await mustRun("mkdir", ["-p", dir]);
   const sources =
-    "Makefile LICENSE deno.json deno.lock main.ts src ffi c scripts etc";
+    "Makefile LICENSE README.md deno.json deno.lock main.ts src ffi c docs scripts etc";
   await mustRun("cp", ["-r", ...sources.split(" "), dir], { cwd: ROOT });
   await Deno.writeTextFile(
     join(dir, "src/format/version.ts"),
