@@ -34,17 +34,6 @@ export function openFd(path: string, flags: number, mode = 0): number {
   );
 }
 
-/**
- * The same on a blocking-call thread: for a disk of our own, as the kernel may
- * be reading it just now, and whoever opens it waits for that.
- */
-export async function openDiskFd(path: string, flags: number): Promise<number> {
-  return check(
-    await lib.obd_io_open_async(cstring(path), flags, 0),
-    `cannot open ${path}`,
-  );
-}
-
 export function closeFd(fd: number): void {
   check(lib.obd_io_close(fd), "cannot close a file");
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * The calls of files.ts on Deno's blocking-call threads: for disks that may
- * hang.  A descriptor must stay open until the calls on it have ended.
+ * hang, or that are our own, and wait for us.  A descriptor must stay open until the calls on it have ended.
  *
  * @module
  */

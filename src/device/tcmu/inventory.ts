@@ -5,7 +5,8 @@
  *
  * @module
  */
-import { closeFd, O, openDiskFd } from "../../../ffi/files.ts";
+import { closeFd, O } from "../../../ffi/files.ts";
+import { openFdAsync } from "../../../ffi/files_async.ts";
 import { EngineError } from "../../../ffi/errors.ts";
 import { addressOf, disksAt, type Export, HBA, type Host } from "./configfs.ts";
 import {
@@ -206,7 +207,7 @@ async function opens(
   path: string,
   flags: number,
 ): Promise<boolean | undefined> {
-  const opened = openDiskFd(path, flags | O.NONBLOCK).then((fd) => {
+  const opened = openFdAsync(path, flags | O.NONBLOCK).then((fd) => {
     closeFd(fd);
     return true;
   }, (error) => {

@@ -6,6 +6,7 @@
  *
  * @module
  */
+import { pause } from "../registry/attempt.ts";
 import { type Blob, type RangeBody, SourceError } from "../source.ts";
 import type { Media, Place } from "./media.ts";
 import type { Scheduler } from "./schedule.ts";
@@ -89,18 +90,6 @@ interface Flight {
   waiters: Map<number, Waiter[]>;
   /** never rejects */
   ended: Promise<void>;
-}
-
-function sleepFor(ms: number, signal: AbortSignal): Promise<void> {
-  return new Promise((done) => {
-    const end = () => {
-      clearTimeout(timer);
-      signal.removeEventListener("abort", end);
-      done();
-    };
-    const timer = setTimeout(end, ms);
-    signal.addEventListener("abort", end);
-  });
 }
 
 /** Makes the fetcher of an open blob. */
@@ -286,7 +275,7 @@ export function createFetcher(
     addOrigin(other) {
       if (!origins.some(({ name }) => name === other.name)) origins.push(other);
     },
-    pause: (ms) => (options.sleep ?? sleepFor)(ms, stop.signal),
+    pause: (ms) => (options.sleep ?? pause)(ms, stop.signal),
     drop(isWanted) {
       for (const { run, landed, stop } of flights) {
         if (!landed && !isWanted(run)) stop.abort();
