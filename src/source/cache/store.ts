@@ -87,18 +87,6 @@ async function firstUnits(
   return await blob.range(0, Math.min(refill, HEAD_MAX), signal);
 }
 
-/** True when the file has something at its beginning. */
-async function hasHead(
-  disk: Disk,
-  fd: number,
-  unit: number,
-  length: number,
-  path: string,
-): Promise<boolean> {
-  if (length === 0) return false;
-  return hasBit(await presentUnits(disk, fd, path, length, unit), 0);
-}
-
 /**
  * Opens a blob in its file.
  *
@@ -136,8 +124,11 @@ export async function openKept(
       throw new Error("another process writes it");
     }
     const before = await known(disk, kept, length);
+    const found = before.presence !== undefined || length === 0
+      ? undefined
+      : await presentUnits(disk, fd, path, length, unit);
     const begun = before.presence !== undefined ||
-      await hasHead(disk, fd, unit, length, path);
+      (found !== undefined && hasBit(found, 0));
     // Without its head nothing of it can be used: its size is asked for, too.
     let size = begun ? before.size : undefined;
     if (size === undefined) {
@@ -153,7 +144,9 @@ export async function openKept(
       present = before.presence.bits;
       verified = before.presence.verified;
     } else {
-      present = await presentUnits(disk, fd, path, total, unit);
+      present = found !== undefined && total === length
+        ? found
+        : await presentUnits(disk, fd, path, total, unit);
     }
     if (length !== total) {
       await onChange(total);
