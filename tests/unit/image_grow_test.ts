@@ -4,7 +4,7 @@ import { deepEqual, equal, fail, rejects } from "node:assert/strict";
 import * as fc from "fast-check";
 import { faultIo, IO } from "../../ffi/files.ts";
 import { ImageError } from "../../src/image/image.ts";
-import { tempDir } from "../lib/env.ts";
+import { type TempDir, tempDir } from "../lib/env.ts";
 import { growClosed, newUpper, openDisk } from "../lib/product.ts";
 import { noise } from "../lib/random.ts";
 import type { UpperPaths } from "../lib/spec_reader.ts";
@@ -25,6 +25,15 @@ const step = fc.record({
   sectors: fc.integer({ min: 1, max: 9 }),
   kind: fc.constantFrom("write", "zero", "grow", "grow closed", "reopen"),
 });
+
+/** A disk of 13 sectors over a larger lower. */
+async function overLower(dir: TempDir, sparse: boolean) {
+  const lower = dir.file("lower");
+  Deno.writeFileSync(lower, encodeFullLayer(LOWER));
+  const size = 13 * SECTOR;
+  const upper = await newUpper(dir.file("u"), { size, sparse });
+  return { lowers: [lower], upper };
+}
 
 /** Sizes and first bytes of an upper's files. */
 function state({ data, index }: UpperPaths) {
@@ -91,16 +100,11 @@ for (const sparse of [false, true]) {
     for (const op of [IO.PWRITE, IO.SYNC, IO.TRUNCATE]) {
       for (let nth = 1; nth <= 5; nth++) {
         using dir = tempDir("memory");
-        const lowers = [dir.file("lower")];
-        Deno.writeFileSync(dir.file("lower"), encodeFullLayer(LOWER));
-        const upper = await newUpper(dir.file("u"), {
-          size: 13 * SECTOR,
-          sparse,
-        });
+        const stack = await overLower(dir, sparse);
         const plain = LOWER.slice();
         plain.set(noise(1, SECTOR), 12 * SECTOR);
         const what = `${op} ${nth}`;
-        const disk = await openDisk({ lowers, upper });
+        const disk = await openDisk(stack);
         disk.write(12 * SECTOR, noise(1, SECTOR));
         await disk.flush();
         faultIo(op, nth, EIO);
@@ -119,7 +123,7 @@ for (const sparse of [false, true]) {
         await disk.close().catch((error) => {
           if (op !== IO.SYNC) throw error;
         });
-        await using again = await openDisk({ lowers, upper });
+        await using again = await openDisk(stack);
         equal(again.size, size, what);
         same(again.read(0, size), plain.slice(0, size), `${what}, reopened`);
         await again.grow(30 * SECTOR);
@@ -152,13 +156,8 @@ for (const sparse of [false, true]) {
     for (const op of [IO.PWRITE, IO.SYNC, IO.TRUNCATE]) {
       for (let nth = 1; nth <= 4; nth++) {
         using dir = tempDir("memory");
-        const lowers = [dir.file("lower")];
-        Deno.writeFileSync(dir.file("lower"), encodeFullLayer(LOWER));
-        const upper = await newUpper(dir.file("u"), {
-          size: 13 * SECTOR,
-          sparse,
-        });
-        const stack = { lowers, upper };
+        const stack = await overLower(dir, sparse);
+        const { upper } = stack;
         {
           await using disk = await openDisk(stack);
           disk.write(12 * SECTOR, noise(1, SECTOR));
